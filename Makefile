@@ -1,0 +1,30 @@
+# The template's own commands. Needs Python 3.11+, pip, make and git; the rest goes into this folder.
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint clean
+
+# uv resolves and installs; it is fetched with pip when the machine has none.
+UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
+export UV_PYTHON_DOWNLOADS := never
+
+help: ## Show these targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 8
+
+.tools/bin/uv:
+	@python3 -m pip install -qq --disable-pip-version-check --target .tools uv
+
+.venv/.installed: pyproject.toml | $(filter .tools/bin/uv,$(UV))
+	@$(UV) sync --quiet
+	@touch $@
+
+demo: .venv/.installed ## Bake a project, run its whole stack, kill a worker in the middle, count
+	@.venv/bin/python demo.py
+
+test: lint ## Run every test: options, hooks, the baked project's own tests, the demo, Docker
+	@.venv/bin/python -m pytest $(ARGS)
+
+lint: .venv/.installed ## Check the template's own Python where it stands
+	@.venv/bin/ruff check --no-cache --quiet .
+	@.venv/bin/ruff format --no-cache --quiet --check .
+
+clean: ## Remove what was installed and built
+	@rm -rf .venv .tools build .pytest_cache .ruff_cache

@@ -1,0 +1,33 @@
+"""Give the new project its development secrets, drop what was declined, say what comes next."""
+
+import json
+import os
+import secrets
+import shutil
+from pathlib import Path
+
+ANSWERS = json.loads(r"""{{ cookiecutter | tojson }}""")
+
+SECRETS = {
+    "DJANGO_SECRET_KEY=": secrets.token_urlsafe(50),
+    "FLOWER_BASIC_AUTH=": f"dev:{secrets.token_urlsafe(12)}",
+}
+
+settings = Path(".env.example").read_text()
+for name, secret in SECRETS.items():
+    settings = settings.replace(name, name + secret, 1)
+# an existing .env is somebody's: generating over a project keeps it
+if not Path(".env").exists():
+    with open(os.open(".env", os.O_WRONLY | os.O_CREAT, 0o600), "w") as env_file:
+        env_file.write(settings)
+
+if not ANSWERS["example_app"]:
+    shutil.rmtree("notes")
+
+print(f"""
+{ANSWERS["project_slug"]} is ready:
+
+    cd {ANSWERS["project_slug"]}
+    make up      # the whole stack, on this machine
+    make test
+""")
