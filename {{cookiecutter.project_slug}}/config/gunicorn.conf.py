@@ -1,0 +1,42 @@
+"""gunicorn: `gunicorn config.wsgi -c config/gunicorn.conf.py`."""
+
+import os
+
+from config import logging, sentry
+
+bind = os.environ.get("GUNICORN_BIND", "127.0.0.1:8000")
+worker_class = "gthread"
+workers = int(os.environ.get("WEB_CONCURRENCY", "2"))
+threads = int(os.environ.get("GUNICORN_THREADS", "4"))
+
+# A request that takes longer belongs into a task; the worker behind it is replaced.
+timeout = 30
+# Less than any platform's grace, so that running requests end before the platform kills.
+graceful_timeout = 25
+# Longer than the idle timeout of common load balancers, else they send into closing connections.
+keepalive = 75
+# Leaks are bounded; the jitter keeps workers from restarting together.
+max_requests = 10_000
+max_requests_jitter = 1_000
+# The heartbeat file on a disk can stall behind other writes.
+worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None  # noqa: S108
+# Loading in each worker lets HUP bring new code in.
+preload_app = False
+# It writes into $HOME, which containers do not have or must not write.
+control_socket_disable = True
+forwarded_allow_ips = os.environ.get("FORWARDED_ALLOW_IPS", "127.0.0.1")
+
+accesslog = "-"
+logconfig_dict = logging.logging_config(
+    json_lines=os.environ.get("DJANGO_DEBUG", "").lower() not in {"1", "true", "yes", "on"},
+    level=os.environ.get("DJANGO_LOG_LEVEL", "INFO"),
+)
+# gunicorn's own handlers are not in that configuration: its loggers pass on to the root
+logconfig_dict["loggers"] = {
+    name: {"handlers": [], "propagate": True} for name in ("gunicorn.error", "gunicorn.access")
+}
+
+
+def post_fork(server: object, worker: object) -> None:
+    """Give the forked worker a Sentry client that sends at once."""
+    sentry.after_fork()
