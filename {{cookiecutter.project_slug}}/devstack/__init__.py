@@ -1,0 +1,1 @@
+"""Runs the whole project on this machine, without Docker: `python -m devstack up`."""
