@@ -9,13 +9,14 @@ from pathlib import Path
 ANSWERS = json.loads(r"""{{ cookiecutter | tojson }}""")
 
 SECRETS = {
-    "DJANGO_SECRET_KEY=": secrets.token_urlsafe(50),
-    "FLOWER_BASIC_AUTH=": f"dev:{secrets.token_urlsafe(12)}",
+    "# DJANGO_SECRET_KEY=": secrets.token_urlsafe(50),
+    "# SERVICES_PASSWORD=": secrets.token_urlsafe(24),
+    "# FLOWER_BASIC_AUTH=": f"dev:{secrets.token_urlsafe(12)}",
 }
 
 settings = Path(".env.example").read_text()
 for name, secret in SECRETS.items():
-    settings = settings.replace(name, name + secret, 1)
+    settings = settings.replace(name, name.removeprefix("# ") + secret, 1)
 # an existing .env is somebody's: generating over a project keeps it
 if not Path(".env").exists():
     with open(os.open(".env", os.O_WRONLY | os.O_CREAT, 0o600), "w") as env_file:
