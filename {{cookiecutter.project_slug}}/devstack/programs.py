@@ -125,7 +125,7 @@ def pongs(node: str) -> bool:
         return bool(app.control.ping(destination=[node], timeout=0.5))
     except (OperationalError, *connection.connection_errors, *connection.channel_errors):
         # the broker died as well, and with it the connections that are kept for the next call
-        pools.reset()  # type: ignore[no-untyped-call]
+        pools.reset()
         return False
     finally:
         app.close()
