@@ -26,15 +26,10 @@ preload_app = False
 control_socket_disable = True
 forwarded_allow_ips = os.environ.get("FORWARDED_ALLOW_IPS", "127.0.0.1")
 
-accesslog = "-"
 logconfig_dict = logging.logging_config(
     json_lines=os.environ.get("DJANGO_DEBUG", "").lower() not in {"1", "true", "yes", "on"},
     level=os.environ.get("DJANGO_LOG_LEVEL", "INFO"),
 )
-# gunicorn's own handlers are not in that configuration: its loggers pass on to the root
-logconfig_dict["loggers"] = {
-    name: {"handlers": [], "propagate": True} for name in ("gunicorn.error", "gunicorn.access")
-}
 
 
 def post_fork(server: object, worker: object) -> None:

@@ -19,17 +19,17 @@ from celery.concurrency.base import apply_target
 from celery.worker import WorkController
 from kombu.connection import Connection
 
-SECONDS = 2
+SECONDS = 1
 BROKER_CLIENTS = {"amqp", "redis"}  # packages that wait for answers, which a frozen broker delays
 MAY_STAY: set[CodeType] = {
-    Connection.ensure_connection.__code__,  # retries until the broker is back
+    Connection._ensure_connection.__code__,  # retries until the broker is back; publishing too
     apply_target.__code__,  # the solo pool runs a task in the main thread
     WorkController.stop.__code__,  # waits for running tasks; the launcher sets the deadline
     WorkController.terminate.__code__,
 }
 
 
-class Heartbeat(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no types
+class Heartbeat(bootsteps.StartStopStep):
     """Touch the file named by `WORKER_HEARTBEAT_FILE`; do nothing when that is not set."""
 
     requires = ("celery.worker.components:Timer",)
@@ -74,7 +74,7 @@ def may_stay(thread: int) -> bool:
     return False
 
 
-class KeepSent(bootsteps.StartStopStep):  # type: ignore[misc]
+class KeepSent(bootsteps.StartStopStep):
     """On shutdown, wait for tasks that were just sent to a pool process, as for all that run.
 
     Celery forgets those whose start the process has not confirmed yet (`Consumer.on_close` calls

@@ -38,8 +38,9 @@ COLLECT: Any = {
 def init() -> None:
     """Start the SDK when `SENTRY_DSN` is set.
 
-    Also read: `SENTRY_ENVIRONMENT`, `SENTRY_RELEASE` or `RELEASE`, `SENTRY_TRACES_SAMPLE_RATE`
-    (0 to 1, else no tracing) and `SENTRY_MONITOR_BEAT_TASKS` (1: a monitor for each beat entry).
+    Also read: `SENTRY_ENVIRONMENT` (by the SDK), `SENTRY_RELEASE` or `RELEASE`,
+    `SENTRY_TRACES_SAMPLE_RATE` (above 0 to 1, else no tracing) and `SENTRY_MONITOR_BEAT_TASKS`
+    (1: a monitor for each beat entry).
     """
     if not (dsn := os.environ.get("SENTRY_DSN")):
         return
@@ -53,7 +54,6 @@ def init() -> None:
     monitor = os.environ.get("SENTRY_MONITOR_BEAT_TASKS") == "1"
     sentry_sdk.init(
         dsn=dsn,
-        environment=os.environ.get("SENTRY_ENVIRONMENT", "production"),
         release=os.environ.get("SENTRY_RELEASE") or os.environ.get("RELEASE"),
         data_collection=COLLECT,
         before_send=before_send,
@@ -65,6 +65,8 @@ def init() -> None:
     )
     # the integrations have sent what it logs
     ignore_logger("django_structlog.*")
+    # any scanner can cause these
+    ignore_logger("django.security.DisallowedHost")
     worker_process_init.connect(after_fork)
     task_failure.connect(report_lost_process)
     task_retry.connect(report_lost_process)
@@ -72,13 +74,21 @@ def init() -> None:
 
 
 def after_fork(**_signal: object) -> None:
-    """Give a forked process a client of its own; call it in each, right after the fork.
+    """Give a forked process a transport of its own; call it in each, right after the fork.
 
     The inherited one waits on a lock of a thread that stayed in the parent, and keeps its first
-    event until a second one comes: https://github.com/getsentry/sentry-python/issues/6164
+    event until a second one comes: https://github.com/getsentry/sentry-python/issues/6164. What
+    the parent has not sent yet is in it as well, and would be sent twice.
     """
-    if "sentry_sdk" in sys.modules:
-        init()
+    if "sentry_sdk" not in sys.modules:
+        return
+    import sentry_sdk
+    from sentry_sdk.transport import make_transport
+
+    client = sentry_sdk.get_client()
+    if client.is_active():
+        # 0.2 ms; a second `init` takes 300 ms
+        client.transport = make_transport(client.options)
 
 
 def sample(context: dict[str, Any], rate: float) -> float:
@@ -130,6 +140,8 @@ def _from_log(event: "Event", record: logging.LogRecord) -> "Event | None":
     error = record.exc_info[1] if record.exc_info else None
     if isinstance(error, ExceptionWithTraceback):
         error = error.exc
+    # Django's, query string included
+    event.get("extra", {}).pop("request", None)
     if isinstance(record.msg, dict):  # structlog's
         event["logentry"] = {"message": str(record.msg.get("event"))}
     match record.name:

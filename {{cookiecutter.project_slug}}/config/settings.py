@@ -4,9 +4,12 @@ Everything that differs between machines comes from the environment, or in devel
 (yours) and `.dev/env` (written by `make up` while it runs); the process environment wins over both.
 """
 
+import logging
+import os
 from pathlib import Path
 
 import environ
+from django.core.exceptions import ImproperlyConfigured
 
 from config import logging as project_logging
 from config import project, sentry
@@ -16,6 +19,12 @@ env = environ.Env()
 for env_file in (BASE_DIR / ".env", BASE_DIR / ".dev" / "env"):
     if env_file.is_file():
         environ.Env.read_env(env_file)
+
+if missing := {"DATABASE_URL", "CELERY_BROKER_URL", "DJANGO_SECRET_KEY"} - os.environ.keys():
+    raise ImproperlyConfigured(
+        f"{', '.join(sorted(missing))} not set. While developing, `make up` or `make shell` sets"
+        " what is needed; elsewhere set it in the environment."
+    )
 
 # after the files are read: these settings look at the environment themselves
 from config.celery_settings import *  # noqa: E402, F403
@@ -35,7 +44,7 @@ INSTALLED_APPS = [
     "django.contrib.messages",
     "whitenoise.runserver_nostatic",
     "django.contrib.staticfiles",
-    "django_structlog",
+    "config.celery_checks.CeleryChecksConfig",
     *(["notes"] if project.EXAMPLE_APP else []),
 ]
 
@@ -113,6 +122,10 @@ LOGGING = project_logging.logging_config(
     json_lines=not DEBUG, level=env.str("DJANGO_LOG_LEVEL", default="INFO")
 )
 project_logging.configure_structlog()
-DJANGO_STRUCTLOG_CELERY_ENABLED = True
+# who calls us may number its requests; else each gets a number
+DJANGO_STRUCTLOG_TRUST_UPSTREAM_REQUEST_ID = True
+DJANGO_STRUCTLOG_IP_LOGGING_ENABLED = False
+# one line per request, when it is finished
+DJANGO_STRUCTLOG_STATUS_START_LOG_LEVEL = logging.DEBUG
 
 sentry.init()

@@ -18,9 +18,9 @@ does not count. The exit code of a worker is Celery's own, or 128 + N when signa
 # supervisor that signals groups) never reaches its pool processes: they would drop their tasks.
 #
 # 60 s of grace: long enough for most tasks, shorter than systemd's 90 s. The 10 s of Docker and the
-# 30 s of Kubernetes are not enough: give them more than the grace, or they kill in the middle of
-# it, and what ran comes back only after the visibility timeout. A task that is acknowledged early
-# (acks_late=False) is lost when it is handed back, and so is one that must not run twice.
+# 30 s of Kubernetes are not enough. Give them more than the grace: when they kill before its end,
+# what ran comes back only after the visibility timeout. A task that is acknowledged before it runs
+# (acks_late=False) cannot be handed back; it is lost.
 
 import argparse
 import ctypes
@@ -92,8 +92,9 @@ class Stop:
 
 
 def say(line: str) -> None:
-    """Write a line to the log of the supervisor."""
-    print(f"worker: {line}", file=sys.stderr, flush=True)
+    """Write a line to the log of the supervisor, or nowhere when the terminal has been closed."""
+    with suppress(OSError):
+        os.write(2, f"worker: {line}\n".encode())
 
 
 def supervise(pid: int, wake: int, grace: float, margin: float) -> int:

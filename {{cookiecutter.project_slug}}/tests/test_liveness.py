@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from config.celery import app
 from config.liveness import SECONDS
 from devstack import valkey
 from tests import tasks
-from tests.processes import LAUNCHER, running_worker, wait_until
+from tests.processes import LAUNCHER, Worker, running_worker, wait_until
 
 MAX_AGE = 3 * SECONDS
 
@@ -26,11 +27,12 @@ def check(*options: str) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
-def oldest(file: Path, seconds: float) -> float:
-    """Watch a heartbeat; return the greatest age it reached."""
+def oldest(file: Path, worker: Worker, seconds: float) -> float:
+    """Watch a heartbeat while its worker runs; return the greatest age it reached."""
     end, age = time.monotonic() + seconds, 0.0
-    while time.monotonic() < end:
-        age = max(age, time.time() - file.stat().st_mtime)
+    while time.monotonic() < end and worker.process.poll() is None:
+        with suppress(FileNotFoundError):  # the launcher removes it just before it ends
+            age = max(age, time.time() - file.stat().st_mtime)
         time.sleep(0.05)
     return age
 
@@ -48,11 +50,12 @@ def test_the_heartbeat_is_fresh_while_tasks_run_and_a_stopping_worker_waits_for_
     file = tmp_path / "heartbeat"
     options = "-c", "1", "-P", pool, "--heartbeat", str(file)
     with running_worker(tmp_path / "worker.log", project_environment, *options) as worker:
-        tasks.burn.delay("busy", 2 * MAX_AGE)
-        wait_until(lambda: tasks.count("start") and file.exists())
-        assert oldest(file, MAX_AGE) < 2 * SECONDS
+        wait_until(file.exists)
+        tasks.burn.delay("busy", 7)
+        wait_until(lambda: tasks.count("start"))
+        assert oldest(file, worker, 3) < MAX_AGE
         worker.send(signal.SIGTERM)
-        assert oldest(file, MAX_AGE - 1) < 2 * SECONDS
+        assert oldest(file, worker, 30) < MAX_AGE
         assert worker.wait() == 0
     assert tasks.count("end") == 1
     assert not file.exists()
@@ -101,5 +104,5 @@ def test_the_heartbeat_is_fresh_while_the_broker_is_frozen_or_down(
     with running_worker(tmp_path / "worker.log", environment, *options) as worker:
         wait_until(file.exists)
         process.send_signal(fault)
-        assert oldest(file, 12) < MAX_AGE
-        assert "Trying" in worker.text() or fault == signal.SIGSTOP
+        assert oldest(file, worker, 8) < MAX_AGE
+        assert worker.process.poll() is None

@@ -69,13 +69,18 @@ def to_the_group(worker: Worker) -> None:
     os.killpg(worker.process.pid, signal.SIGTERM)
 
 
+def from_all_sides(worker: Worker) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        worker.send(number)
+
+
 def launcher(*arguments: str, python: Sequence[str] = (sys.executable,)) -> tuple[int, str]:
     """Run the launcher for a moment; return its exit code and what it said."""
     done = subprocess.run([*python, LAUNCHER, *arguments], stderr=subprocess.PIPE, text=True)
     return done.returncode, done.stderr
 
 
-@pytest.mark.parametrize("stop", [to_the_launcher, to_the_group])
+@pytest.mark.parametrize("stop", [to_the_launcher, to_the_group, from_all_sides])
 def test_after_sigterm_a_running_task_ends(worker: Worker, stop: Callable[[Worker], None]) -> None:
     run_task(2)
     tasks.work.delay("later")
@@ -113,13 +118,13 @@ def test_a_second_ctrl_c_hands_the_task_back(
 def test_a_task_longer_than_the_grace_is_handed_back_and_runs_once_elsewhere(
     tmp_path: Path, project_environment: dict[str, str]
 ) -> None:
-    options = "-c", "1", "--grace", "6", "--margin", "5"
+    options = "-c", "1", "--grace", "5.5", "--margin", "5"
     with running_worker(tmp_path / "first", project_environment, *options) as worker:
-        run_task(4)
+        run_task(3)
         asked = time.monotonic()
         worker.send(signal.SIGTERM)
         assert worker.wait() == 0
-        assert time.monotonic() - asked < 4
+        assert time.monotonic() - asked < 5.5
     assert (tasks.count("start"), tasks.count("end"), waiting()) == (1, 0, 1)
     with running_worker(tmp_path / "second", project_environment, *options) as worker:
         wait_until(lambda: tasks.count("end"))
@@ -176,7 +181,8 @@ def test_a_task_sent_to_a_pool_process_just_before_the_stop_runs_once(worker: Wo
     (pool_process,) = children(worker.celery_pid)
     os.kill(pool_process, signal.SIGSTOP)
     tasks.work.delay("task")
-    wait_until(lambda: "received" in worker.text())
+    wait_until(lambda: not waiting(), what="the main process has taken it")
+    assert app.control.ping(timeout=0.5), "its event loop came round, so it has passed it on"
     worker.send(signal.SIGTERM)
     wait_until(lambda: "Warm shutdown" in worker.text())
     # no condition to wait for: in this time Celery would have forgotten the task
@@ -201,7 +207,7 @@ def test_deploys_under_load_are_quick_and_lose_and_repeat_nothing(
     tmp_path: Path, project_environment: dict[str, str]
 ) -> None:
     sent = 0
-    for deploy in "abc":
+    for deploy in "ab":
         log, ended = tmp_path / deploy, threading.Event()
         with (
             running_worker(log, project_environment, "-c", "2") as worker,
@@ -219,7 +225,7 @@ def test_deploys_under_load_are_quick_and_lose_and_repeat_nothing(
         wait_until(lambda: tasks.count("end") >= sent, 60, "all tasks end")
         worker.send(signal.SIGTERM)
         assert worker.wait() == 0
-    assert sent > 300
+    assert sent > 200
     assert (tasks.count("start"), tasks.count("end"), waiting()) == (sent, sent, 0)
 
 
