@@ -35,7 +35,7 @@ REDIS_VISIBILITY_TIMEOUT = 3600  # kombu's default
 RETRY_BACKOFF_MAX = 600  # Celery's default
 PICKLE = {"pickle", "application/x-python-serialize"}
 URL_WITH_PASSWORD = re.compile(
-    r"(redis|rediss|sentinel|amqps?|pyamqp)://(?!guest:guest@localhost)[^:/@\s]*:[^@/\s{%<$]+@"
+    r"(redis|rediss|sentinel|amqps?|pyamqp)://(?!guest:guest@localhost)[^:/@\s]*:[^@/\s%{<$]+@"
 )
 
 

@@ -2,7 +2,7 @@
 
 For Celery 5.7 with Redis, Valkey or RabbitMQ, whichever CELERY_BROKER_URL of the environment names.
 Self-contained: copy it into any project whose app reads its settings with `namespace="CELERY"`.
-Above each setting stands the failure it prevents. What Celery does by default is not repeated.
+Above each setting stands the failure it prevents.
 
 What no setting prevents: tasks run twice now and then (make them idempotent), a broker without
 persistence forgets, and a worker on Redis that is killed right after it took a message loses that
@@ -69,9 +69,8 @@ CELERY_ACCEPT_CONTENT = ["json"]
 
 # In eager mode nothing reaches a worker; only this variable switches it on, and a check says so.
 # https://docs.celeryq.dev/en/stable/userguide/configuration.html#task-always-eager
-CELERY_TASK_ALWAYS_EAGER = os.environ.get("CELERY_TASK_ALWAYS_EAGER", "").lower() in (
-    *("1", "true", "yes", "on"),
-)
+_eager = os.environ.get("CELERY_TASK_ALWAYS_EAGER", "")
+CELERY_TASK_ALWAYS_EAGER = _eager.lower() in {"1", "true", "yes", "on"}
 
 # An eager task that fails would fail silently.
 # https://docs.celeryq.dev/en/stable/userguide/configuration.html#task-eager-propagates
@@ -83,9 +82,10 @@ CELERY_TASK_EAGER_PROPAGATES = True
 # https://docs.celeryq.dev/en/stable/userguide/configuration.html#task-default-queue
 CELERY_TASK_DEFAULT_QUEUE = "default"
 
-# Queues without an exchange and a key of their own share those of the default queue. On RabbitMQ
-# they are classic: with quorum queues, Celery 5.7 loses the retry of a task (it stays in
-# celery_delayed_N). To replicate them, make quorum the default queue type of the virtual host.
+# Queues without an exchange and a key of their own share those of the default queue. They are not
+# declared as quorum queues: from such, Celery 5.7 sends every retry to the default queue. To have
+# them replicated, make quorum the default queue type of the virtual host on RabbitMQ (and give it a
+# dead-letter exchange by policy: what it delivered 20 times it drops).
 # https://docs.celeryq.dev/en/stable/userguide/configuration.html#task-queues
 CELERY_TASK_QUEUES = tuple(
     Queue(name, Exchange(name), routing_key=name) for name in ("default", "high", "low", "control")
@@ -206,7 +206,7 @@ if _results := os.environ.get("CELERY_RESULT_BACKEND"):
     # https://docs.celeryq.dev/en/stable/userguide/configuration.html#result-backend
     CELERY_RESULT_BACKEND = _results
 
-    # A lost task looks like one that was not started yet.
+    # A task that was lost looks like one that was not started yet.
     # https://docs.celeryq.dev/en/stable/userguide/configuration.html#task-track-started
     CELERY_TASK_TRACK_STARTED = True
 

@@ -272,6 +272,8 @@ class PytestRun:
             cwd=ROOT,
             env=environment,
             stdout=subprocess.DEVNULL,
+            # ignored in whatever a shell started with `&`, and inherited from there
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def urls(self) -> list[str]:
