@@ -65,6 +65,9 @@ def run(command: list[str]) -> int:
         return execute(command, None)
     try:
         stack.start_services()
+        if any(process.name == "postgres" for process in stack.processes):
+            # ours, and maybe empty; a database of yours is migrated by `make up` or by you
+            stack.prepare_database()
         stack.announce()
         return execute(command, stack)
     except StoppedError:

@@ -220,11 +220,12 @@ def test_leftovers_of_a_killed_runner_are_swept_and_strangers_spared(tmp_path):
 
 
 def test_command_runs_on_services_of_its_own_when_no_stack_is_up(tmp_path):
-    for folder in ("config", "devstack"):
-        shutil.copytree(ROOT / folder, tmp_path / folder)
+    installed = shutil.ignore_patterns(".dev", ".git", ".tools", ".venv")
+    shutil.copytree(ROOT, tmp_path, ignore=installed, dirs_exist_ok=True)
     code = (
         "import os, psycopg, redis;"
-        "psycopg.connect(os.environ['DATABASE_URL']).close();"
+        "database = psycopg.connect(os.environ['DATABASE_URL']);"
+        "database.execute('SELECT count(*) FROM auth_user').close(); database.close();"
         "redis.Redis.from_url(os.environ['CELERY_BROKER_URL']).ping();"
         "print(open('.dev/stack.json').read()); raise SystemExit(7)"
     )
