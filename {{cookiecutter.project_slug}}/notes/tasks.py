@@ -11,7 +11,7 @@ from notes.models import Copy, Note
 logger = logging.getLogger(__name__)
 
 
-@shared_task(name="notes.make_copy")
+@shared_task(name="notes.make_copy", default_retry_delay=5)
 def make_copy(note_id: int, number: int) -> None:
     """Make copy `number` of a note, once, however often this runs.
 
