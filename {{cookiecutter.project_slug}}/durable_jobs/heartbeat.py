@@ -78,7 +78,11 @@ class Heartbeat:
                 self.thread = threading.Thread(
                     target=self._work, name="durable-jobs-heartbeat", daemon=True
                 )
-                self.thread.start()
+                try:
+                    self.thread.start()
+                except RuntimeError as error:  # the next claim tries again
+                    self.thread = None
+                    logger.warning("durable_jobs: no thread for the heartbeat: %s", error)
 
     def drop(self, run: "Run") -> None:
         """It ended, or was given back."""
@@ -122,15 +126,16 @@ class Heartbeat:
             if not self.wake.wait(max(pause, 0)) and not (self.runs or self.finished):
                 connections[conf.DATABASE].close()  # an idle process needs one connection, not two
             self.wake.clear()
-            try:
-                self._commit_finished()
-                self._relieve()
-                self._renew()
-            except Exception as error:
-                # The next beat tries again; what stays silent for a whole lease is run again.
-                logger.warning("durable_jobs: heartbeat failed: %r", error)
-                connections[conf.DATABASE].close()
-                time.sleep(1)
+            if self.manual:
+                continue
+            for step in (self._renew, self._commit_finished, self._relieve):
+                try:
+                    step()
+                except Exception as error:
+                    # The next beat tries again; what is silent for a whole lease is run again.
+                    logger.warning("durable_jobs: heartbeat failed: %r", error)
+                    connections[conf.DATABASE].close()
+                    time.sleep(1)
 
     def _commit_finished(self) -> None:
         if not self.finished or not self.committing.acquire(timeout=FLUSH_SECONDS):

@@ -18,10 +18,9 @@ from typing import Any
 
 from celery import current_app
 from celery.utils.nodenames import anon_nodename
-from kombu.utils.json import loads
 
 from durable_jobs.conf import conf
-from durable_jobs.dialect import Hint
+from durable_jobs.dialect import Hint, decode
 
 logger = logging.getLogger("durable_jobs.publisher")
 # Two messages at least, so that an idle worker can start beside a busy one. A worker that finds the
@@ -99,7 +98,11 @@ class Publisher:
                     self.thread = threading.Thread(
                         target=self._run, name="durable-jobs-publisher", daemon=True
                     )
-                    self.thread.start()
+                    try:
+                        self.thread.start()
+                    except RuntimeError as error:  # no thread to be had; the loop sends the hints
+                        self.thread = None
+                        logger.warning("durable_jobs: no thread for hints: %s", error)
 
     def _fire(self) -> float | None:
         """Queue the delayed hints that are due; return the seconds until the next one is."""
@@ -152,7 +155,11 @@ class Publisher:
         """Publish now, in the calling thread; raises what the broker client raises."""
         producer = self.producer or self._connect()
         for group in groups(hints):
-            _publish(producer, group)
+            try:
+                _publish(producer, group)
+            except (TypeError, ValueError, LookupError, AttributeError):
+                # Nothing a broker says: it would fail again, and hold up all the others.
+                logger.exception("durable_jobs: no hint can be made of %s", group[0].task)
         self.producer = producer
 
     def _connect(self) -> Any:
@@ -243,7 +250,7 @@ def hint_headers(hints: Sequence[Hint]) -> dict[str, Any]:
 def _repr(text: str) -> str:
     if len(text) > 1000:
         return f"{text[:1000]}..."
-    value = loads(text)
+    value = decode(text)
     return repr(tuple(value) if isinstance(value, list) else value)
 
 

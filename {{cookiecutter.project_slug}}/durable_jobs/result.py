@@ -6,7 +6,6 @@ id, as in `AsyncResult(task_id).state`. It keeps nothing of plain tasks.
 
 import time
 from typing import Any
-from uuid import NAMESPACE_OID, UUID, uuid5
 
 from celery import states
 from celery.backends.base import DisabledBackend
@@ -15,6 +14,7 @@ from celery.exceptions import TimeoutError as ResultTimeout
 from celery.result import AsyncResult, assert_will_not_block
 
 from durable_jobs.exceptions import JobDead
+from durable_jobs.ids import row_id
 from durable_jobs.models import Job
 
 STATES = {
@@ -27,14 +27,6 @@ STATES = {
 }
 POLL_SECONDS = 0.02
 POLL_MAX_SECONDS = 0.5
-
-
-def row_id(task_id: str) -> UUID:
-    """Return the key of the job's row; ids of Celery may be any text."""
-    try:
-        return UUID(task_id)
-    except ValueError:
-        return uuid5(NAMESPACE_OID, task_id)
 
 
 class JobResult(AsyncResult):

@@ -17,12 +17,13 @@ from uuid import UUID
 
 from celery.exceptions import Ignore, Reject, Retry
 from django.db import transaction
-from kombu.utils.json import dumps, loads
+from kombu.utils.json import dumps
 
 from durable_jobs import dialect, statements
 from durable_jobs.conf import conf
 from durable_jobs.exceptions import LeaseLost, Permanent
 from durable_jobs.heartbeat import finish, heartbeat, still_mine
+from durable_jobs.ids import row_id
 from durable_jobs.publisher import publisher
 
 if TYPE_CHECKING:
@@ -52,8 +53,7 @@ def running(mine: "Run") -> Iterator[None]:
 
 def unclaimed(task: Any) -> "Run":
     """Return what `self.job` is in a direct call and in eager mode: nothing is written."""
-    task_id = task.request.id
-    return Run(task, UUID(task_id) if task_id else UUID(int=0), token=0, attempts=1)
+    return Run(task, row_id(task.request.id or str(UUID(int=0))), token=0, attempts=1)
 
 
 class NotYet(Exception):  # noqa: N818
@@ -79,9 +79,9 @@ class Run:
         self.token = token
         self.attempts = attempts
         self.max_attempts = max_attempts
-        self.args: list[Any] = loads(args)
-        self.kwargs: dict[str, Any] = loads(kwargs)
-        self.options: dict[str, Any] = loads(options)
+        self.args: list[Any] = dialect.decode(args)
+        self.kwargs: dict[str, Any] = dialect.decode(kwargs)
+        self.options: dict[str, Any] = dialect.decode(options)
         self.claimed = token > 0
         self.entered = False
         self.shared = False
@@ -176,9 +176,21 @@ class Run:
         if self.shared and kept is None and not self.task.atomic:
             self.ending = True
             heartbeat.finish_later(self)
-        elif not (self._finish_inside(kept) if self.task.atomic else finish([self], kept)):
-            raise LeaseLost(f"{self} had lost its lease when it ended")
+        elif self.task.atomic:
+            if not self._finish_inside(kept):
+                raise LeaseLost(f"{self} had lost its lease when it ended")
+        elif not finish([self], kept, statement=statements.FINISH_FREE):
+            self._finish_locked(kept)
         return value
+
+    def _finish_locked(self, kept: Any) -> None:
+        if not still_mine([self]):
+            raise LeaseLost(f"{self} had lost its lease when it ended")
+        if kept is None:  # somebody holds the row, and this process has other work to do
+            self.ending = True
+            heartbeat.finish_later(self)
+        elif not finish([self], kept):
+            raise LeaseLost(f"{self} had lost its lease when it ended")
 
     def _json(self, value: Any) -> Any:
         try:

@@ -5,16 +5,19 @@ the other, each as a task of its own to Celery: signals, hooks and `self.request
 normal run. A hint whose jobs are taken or done costs one statement.
 """
 
+import logging
 import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Iterable
 from typing import Any
-from uuid import NAMESPACE_OID, UUID, uuid5
+from uuid import UUID
 
+from billiard.einfo import ExceptionInfo
 from celery.app.trace import trace_ok_t
+from celery.exceptions import Reject
 from celery.utils.saferepr import saferepr
-from django.db import connections
+from django.db import Error, connections
 from kombu.utils.json import dumps
 
 from durable_jobs import dialect, identity, statements
@@ -22,9 +25,11 @@ from durable_jobs.conf import conf
 from durable_jobs.dialect import Hint
 from durable_jobs.enqueue import Call, call_options
 from durable_jobs.heartbeat import heartbeat
+from durable_jobs.ids import row_id
 from durable_jobs.publisher import publisher
 from durable_jobs.run import Run, give_back, running
 
+logger = logging.getLogger("durable_jobs.slices")
 # How long after its last job a worker counts as busy, and how many jobs it may know ahead.
 BUSY_SECONDS = 0.02
 ALONG_KEPT = 1000
@@ -87,6 +92,17 @@ class Slice:
         self.several = False
         self.lock = threading.Lock()
         self.started = 0.0
+        self.limits = tuple(request.get("timelimit") or ())
+        # A limit is the message's, and meant for one job: none may run on another's time.
+        self.until = time.monotonic() + min(filter(None, self._limits()), default=3600) / 4
+
+    def _limits(self) -> list[float | None]:
+        task, conf = self.task, self.task.app.conf
+        usual = [
+            task.time_limit or conf.task_time_limit,
+            task.soft_time_limit or conf.task_soft_time_limit,
+        ]
+        return [*self.limits, *usual]
 
     def work(self) -> Any:
         """Run them all; return what Celery's tracer said about the last, or nothing."""
@@ -112,6 +128,8 @@ class Slice:
             heartbeat.watch(self)
 
     def _next(self) -> Run | None:
+        if self.several and time.monotonic() > self.until:
+            self._surrender()
         with self.lock:
             self.started = time.monotonic()
             if self.claimed:
@@ -137,7 +155,7 @@ class Slice:
         more = size - len(chunk)
         if not busy or not more or not self.queue or self.request.get("retries"):
             return claim(self.task, chunk, alone=len(chunk) == 1)
-        runs = claim(self.task, chunk, along=more, queue=self.queue)
+        runs = claim(self.task, chunk, along=more, queue=self.queue, limits=self.limits)
         recent.remember(mine for mine in runs if mine.id not in chunk)
         self._share(len(runs))
         return runs
@@ -192,10 +210,8 @@ class Slice:
             self.claimed.clear()
             rest = list(self.unclaimed)[keep:]
             self.unclaimed = deque(list(self.unclaimed)[:keep])
-        if runs:
-            for mine in runs:
-                heartbeat.drop(mine)
-            give_back(runs)
+        for mine in runs:
+            heartbeat.drop(mine)
         info = self.request.get("delivery_info") or {}
         options = {
             "priority": info.get("priority"),
@@ -204,15 +220,23 @@ class Slice:
         }
         name = self.task.name
         publisher.send([Hint(job, name, self.queue, options, "[]", "{}") for job in rest])
+        if runs:
+            give_back(runs)
 
 
 def claim(
-    task: Any, ids: list[UUID], *, alone: bool = False, along: int = 0, queue: str = ""
+    task: Any,
+    ids: list[UUID],
+    *,
+    alone: bool = False,
+    along: int = 0,
+    queue: str = "",
+    limits: Iterable[float | None] = (),
 ) -> list[Run]:
     """Take those jobs that are free, in one statement, and keep them alive from now on.
 
-    `along` looks at so many jobs enqueued after the last of them, and takes those of the same task
-    and queue. `alone` takes jobs that failed before, too.
+    `along` looks at so many jobs enqueued after the last of them, and takes those of the same task,
+    queue and time limits. `alone` takes jobs that failed before, too.
     """
     connection = connections[conf.DATABASE]
     statement = statements.CLAIM
@@ -226,6 +250,7 @@ def claim(
         "after": max(ids),
         "along": along,
         "queue": queue,
+        "limits": dumps(list(limits)) if any(limits) else None,
     }
     found = dialect.run_anew(statement, **params)
     for other in connections.all(initialized_only=True):
@@ -250,16 +275,32 @@ def trace(
     if ids is None and any(request.get(name) for name in ("callbacks", "chain", "chord", "group")):
         return tracer(task_id, args, kwargs, request)  # part of a plain canvas: as plain as it came
     if ids is None:
-        ids = [str(_adopt(task, task_id, args, kwargs, request))]
-    return Slice(task, tracer, request, ids).work()
+        try:
+            ids = [str(_adopt(task, task_id, args, kwargs, request))]
+        except Error:
+            logger.exception("durable_jobs: no row can be made of message %s yet", task_id)
+            return _rejected(task_id)
+    try:
+        return Slice(task, tracer, request, ids).work()
+    except Error:
+        # The rows are safe, and the loop sends another hint. Not raised, because a thread of a
+        # pool would keep the message, and its place in the worker, for ever.
+        logger.exception("durable_jobs: jobs of hint %s could not be claimed", task_id)
+        return trace_ok_t(None, None, 0.0, NOTHING)
+
+
+def _rejected(task_id: str) -> Any:
+    """Return an outcome that gives the message, which is all there is of the job, back."""
+    time.sleep(1)  # or it would come back at once, again and again
+    try:
+        raise Reject(f"no database for {task_id}", requeue=True)
+    except Reject:
+        return trace_ok_t(1, ExceptionInfo(), 0.0, "")
 
 
 def _adopt(task: Any, task_id: str, args: Any, kwargs: Any, request: dict[str, Any]) -> UUID:
     """Make a row of a message that has none: sent by name, or before the task became durable."""
-    try:
-        job = UUID(task_id)
-    except ValueError:
-        job = uuid5(NAMESPACE_OID, task_id)
+    job = row_id(task_id)
     info = request.get("delivery_info") or {}
     call = Call(task.name, task.max_attempts, job, dumps(args), dumps(kwargs))
     call.queue = info.get("routing_key") or ""

@@ -35,7 +35,7 @@ ADOPT = f"{INSERT} ON CONFLICT DO NOTHING"
 _CLAIM = f"""
 UPDATE {T} SET state = 'running', token = token + 1, attempts = attempts + 1, dirty = false,
        due_at = <soon lease>, started_at = <now>, worker = %(worker)s, progress = 0, message = ''
- WHERE id <those>SELECT id FROM {T} WHERE id <wanted> AND <async> AND task = %(task)s
+ WHERE id <those>SELECT id FROM {T} WHERE id <wanted> AND task = %(task)s
      AND (%(alone)s OR attempts = 0)
      AND (state = 'queued' OR state = 'scheduled' AND due_at <= <now>)
      AND (expires_at IS NULL OR expires_at > <now>)
@@ -46,9 +46,10 @@ CLAIM = _CLAIM.replace("<wanted>", "<in ids>")
 CLAIM_ALONG = _CLAIM.replace(
     "<wanted>",
     f"""= ANY(%(ids)s || ARRAY(
-       SELECT near.id FROM (SELECT id, task, queue FROM {T} WHERE id > %(after)s
+       SELECT near.id FROM (SELECT id, task, queue, options FROM {T} WHERE id > %(after)s
                              ORDER BY id LIMIT %(along)s) AS near
-        WHERE near.task = %(task)s AND near.queue = %(queue)s))""",
+        WHERE near.task = %(task)s AND near.queue = %(queue)s
+          AND near.options->'timelimit' IS NOT DISTINCT FROM %(limits)s::jsonb))""",
 )
 
 # The fence: who lost its job matches no row.

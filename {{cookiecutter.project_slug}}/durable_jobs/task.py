@@ -27,8 +27,8 @@ from durable_jobs.enqueue import (
     insert_many,
 )
 from durable_jobs.exceptions import Unsupported
-from durable_jobs.ids import uuid7
-from durable_jobs.result import JobResult, row_id
+from durable_jobs.ids import row_id, uuid7
+from durable_jobs.result import JobResult
 
 CANVAS = ("link", "link_error", "chain", "chord", "group_id")
 OF_TEMPLATE = ("queue", "options", "delay", "eta", "expires", "expires_at", "max_attempts")
