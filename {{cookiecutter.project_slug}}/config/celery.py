@@ -9,8 +9,7 @@ from config.liveness import Heartbeat, KeepSent
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
 
-# A plain @shared_task is durable: its call is a row; @shared_task(base=celery.Task) opts out.
-app = Celery(project.SLUG, task_cls="durable_jobs:JobTask")
+app = Celery(project.SLUG)
 app.config_from_object("django.conf:settings", namespace="CELERY")
 app.autodiscover_tasks()
 app.steps["worker"].update({Heartbeat, KeepSent})

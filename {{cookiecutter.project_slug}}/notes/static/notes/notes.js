@@ -1,7 +1,7 @@
-// Asks every second which copies exist and how their jobs are, and shows it.
+// Asks every second which copies exist, and shows them as they appear.
 const articles = document.querySelectorAll("[data-note]");
 
-function show(article, { wanted, made, job, failed }) {
+function show(article, { wanted, made }) {
   const existing = new Set(made);
   article.querySelector("progress").value = made.length;
   article.querySelector("output").textContent = `${made.length} of ${wanted} copies`;
@@ -10,10 +10,6 @@ function show(article, { wanted, made, job, failed }) {
   [...copies.children].forEach((chip, index) => {
     chip.classList.toggle("made", existing.has(index + 1));
   });
-  const said = article.querySelector(".job");
-  if (said.textContent !== job) said.textContent = job;
-  said.classList.toggle("failed", failed);
-  article.querySelector(".retry").hidden = !failed;
 }
 
 async function refresh() {
