@@ -1,6 +1,6 @@
 # The template's own commands. Needs Python 3.11+, pip, make and git; the rest goes into this folder.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint clean
+.PHONY: help demo bench test lint clean
 
 # uv resolves and installs; it is fetched with pip when the machine has none.
 UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
@@ -16,8 +16,11 @@ help: ## Show these targets
 	@$(UV) sync --quiet
 	@touch $@
 
-demo: .venv/.installed ## Bake a project, run its whole stack, kill a worker in the middle, count
+demo: .venv/.installed ## Bake a project, run its whole stack, kill its worker and flush its broker, count
 	@.venv/bin/python demo.py
+
+bench: .venv/.installed ## Measure what durability costs, side by side with other libraries
+	@.venv/bin/python -m benchmarks $(ARGS)
 
 test: lint ## Run every test: options, hooks, the baked project's own tests, the demo, Docker
 	@.venv/bin/python -m pytest $(ARGS)

@@ -1,7 +1,7 @@
-"""`make demo`: bake a project, run its whole stack, kill a worker in the middle, count.
+"""`make demo`: bake a project, run its whole stack, kill the worker and empty the broker, count.
 
-Prints one table: wanted, done and lost copies, counted in the database. Exits 0 only if the fault
-took effect and nothing was lost.
+Prints one table: wanted, done, lost and doubled copies, counted in the database. Exits 0 only if
+the faults took effect and nothing was lost or done twice.
 """
 
 import http.cookiejar
@@ -11,6 +11,7 @@ import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -31,8 +32,9 @@ from rich.table import Table
 TEMPLATE = Path(__file__).resolve().parent
 BUILD = TEMPLATE / "build" / "demo"
 PROJECT = BUILD / "my_project"
-COPIES, SECONDS_PER_COPY = 40, 0.5
-START_DEADLINE, DRAIN_DEADLINE = 300, 180
+NOTES, COPIES, SECONDS_PER_COPY = 8, 5, 0.5
+WANTED = NOTES * COPIES
+START_DEADLINE, DRAIN_DEADLINE = 300, 240
 
 console = Console(highlight=False)
 
@@ -111,70 +113,105 @@ class Browser:
         self.opener.open(self.url, urllib.parse.urlencode(form).encode(), timeout=30)
 
 
-def pool_children(pid: int) -> list[int]:
-    """Return the pids of the processes below `pid` that have no children: those that run tasks."""
-    # one listing: a process may end between two questions about it
-    parents = {p.info["pid"]: p.info["ppid"] for p in psutil.process_iter(["pid", "ppid"])}
-    below = {pid}
-    while found := {child for child, parent in parents.items() if parent in below} - below:
-        below |= found
-    return sorted(below - {pid} - set(parents.values()))
+TAKEN_OVER = "SELECT extract(epoch FROM min(started_at)) FROM durable_jobs_job"
 
 
-def kill_one(stack: dict[str, Any], chance: random.Random) -> int:
-    """SIGKILL one pool process of the worker; return its pid once it is gone."""
-    victim = chance.choice(pool_children(stack["processes"]["worker"]))
-    os.kill(victim, signal.SIGKILL)
-    wait_for(
-        f"the end of process {victim}",
-        10,
-        lambda: victim not in pool_children(stack["processes"]["worker"]),
-    )
-    return victim
+class Counts:
+    """What the database and the broker say."""
+
+    def __init__(self, stack: dict[str, Any]) -> None:
+        self.database = psycopg.connect(stack["database_url"], autocommit=True)
+        self.broker = urllib.parse.urlsplit(stack["broker_url"])
+
+    def ask(self, query: str) -> int:
+        row = self.database.execute(query).fetchone()
+        return int(row[0]) if row else 0
+
+    def done(self) -> int:
+        """Return how many of the wanted copies exist."""
+        return self.ask("SELECT count(DISTINCT (note_id, number)) FROM notes_copy")
+
+    def twice(self) -> int:
+        return self.ask("SELECT count(*) FROM notes_copy") - self.done()
+
+    def running(self) -> int:
+        return self.ask("SELECT count(*) FROM durable_jobs_job WHERE state = 'running'")
+
+    def hints(self) -> int:
+        """Return how many messages about jobs the broker holds."""
+        return int(self.tell("LLEN default")) + int(self.tell("HLEN unacked"))
+
+    def tell(self, command: str) -> str:
+        """Give the broker a command; return its answer, without the sign of its kind."""
+        address = self.broker.hostname, self.broker.port
+        with socket.create_connection(address, 10) as link, link.makefile("rw", newline="") as both:
+            both.write(f"AUTH {self.broker.password}\r\n{command}\r\n")
+            both.flush()
+            if both.readline() != "+OK\r\n":
+                raise DemoError("the broker refuses its password")
+            return both.readline()[1:].strip()
+
+
+def kill_worker(stack: dict[str, Any], counts: Counts) -> None:
+    """SIGKILL the worker's main process with all its children, and flush the broker."""
+    worker = psutil.Process(stack["processes"]["worker"])
+    everything = [worker, *worker.children(recursive=True)]
+    jobs, hints = counts.running(), counts.hints()
+    for process in everything:
+        process.kill()
+    # the launcher above buries them
+    _, left = psutil.wait_procs(everything, 10)
+    counts.tell("FLUSHALL")
+    if left or counts.hints() or not jobs or not hints:
+        raise DemoError(f"the faults did not strike: {left=}, {jobs=}, {hints=}")
+    pids = ", ".join(str(process.pid) for process in everything)
+    console.print(f"[red]SIGKILL[/red] to the whole worker ({pids}), which ran {jobs} jobs")
+    console.print(f"[red]FLUSHALL[/red] of the broker, which held {hints} messages")
+    console.print("Now wait: leases end after 30 s, lost messages are sent again after 60 s.")
 
 
 def show(stack: dict[str, Any], began: float, seed: int) -> bool:
-    """Enqueue copies, kill a worker process in the middle, and return whether none was lost."""
-    database = psycopg.connect(stack["database_url"], autocommit=True)
-
-    def made() -> int:
-        row = database.execute("SELECT count(*) FROM notes_copy").fetchone()
-        return row[0] if row else 0
-
-    Browser(stack["web"]).write_note("Copies of me survive a kill.", COPIES, SECONDS_PER_COPY)
-    wait_for("the first copy", 60, made)
+    """Ask for copies, strike in the middle, and return whether all were made, and once."""
+    counts, browser = Counts(stack), Browser(stack["web"])
+    for number in range(NOTES):
+        browser.write_note(f"Note {number} survives.", COPIES, SECONDS_PER_COPY)
+    wait_for("the first copy", 60, counts.done)
     first = time.monotonic() - began
     console.print(f"First task done [b]{first:.1f} s[/b] after the first command (2 commands).")
-    victim, count = 0, 0
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-    ) as progress:
-        bar = progress.add_task("copies", total=COPIES)
+    moment = random.Random(seed).randint(2, WANTED // 4)  # noqa: S311
+    wait_for(f"copy {moment}", 60, lambda: counts.done() >= moment)
+    kill_worker(stack, counts)
+    struck = time.time()
+    watch(counts)
+    seconds = time.time() - struck
+    done, twice = counts.done(), counts.twice()
+    again = counts.ask("SELECT count(*) FROM durable_jobs_job WHERE attempts > 1")
+    if not again:
+        raise DemoError("no job was interrupted: nothing is shown")
+    since = counts.ask(f"{TAKEN_OVER} WHERE attempts > 1") - struck
+    console.print(f"The next worker took over the {again} interrupted jobs after {since:.0f} s.")
+    print_table([WANTED, done, WANTED - done, twice, f"{seconds:.0f}", seed])
+    return done == WANTED and not twice
+
+
+def watch(counts: Counts) -> None:
+    """Show the copies that exist until all do."""
+    columns = TextColumn("copies"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task("copies", total=WANTED)
         deadline = time.monotonic() + DRAIN_DEADLINE
-        while (count := made()) < COPIES and time.monotonic() < deadline:
+        while (count := counts.done()) < WANTED and time.monotonic() < deadline:
             progress.update(bar, completed=count)
-            if not victim and count >= COPIES // 4:
-                victim = kill_one(stack, random.Random(seed))  # noqa: S311
-                progress.print(f"[red]SIGKILL[/red] to worker process {victim}, in the middle")
             time.sleep(0.2)
         progress.update(bar, completed=count)
-    if not victim:
-        raise DemoError("the copies were done before a process could be killed: nothing is shown")
-    print_table(count, victim, seed)
-    return count == COPIES
 
 
-def print_table(done: int, victim: int, seed: int) -> None:
-    """Print what was wanted, done and lost, as counted in the database."""
+def print_table(figures: list[object]) -> None:
+    """Print what was wanted, done, lost and doubled, as counted in the database."""
     table = Table()
-    for column in ("fault", "wanted", "done", "lost", "seed"):
+    for column in ("fault", "wanted", "done", "lost", "twice", "seconds", "seed"):
         table.add_column(column)
-    fault = f"SIGKILL of pool process {victim}"
-    table.add_row(fault, str(COPIES), str(done), str(COPIES - done), str(seed))
+    table.add_row("SIGKILL and FLUSHALL", *map(str, figures))
     console.print(table)
 
 

@@ -66,4 +66,7 @@ def test_baked_project_passes_its_own_tests(
 ) -> None:
     project = bake(**answers)
     python = installed(project, str(answers["django_version"]))
-    print(run("make", "test", cwd=project, timeout=1_500, **python).strip().splitlines()[-1])
+    # Faults strike the same workers in both: those tests run in the first.
+    some = {} if answers == SUITES[0] else {"ARGS": "-m 'not faults'"}
+    ends = run("make", "test", cwd=project, timeout=2_700, **some, **python)
+    print(ends.strip().splitlines()[-1])

@@ -9,7 +9,8 @@ from config.liveness import Heartbeat, KeepSent
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
 
-app = Celery(project.SLUG)
+# A plain @shared_task is durable: its call is a row; @shared_task(base=celery.Task) opts out.
+app = Celery(project.SLUG, task_cls="durable_jobs:JobTask")
 app.config_from_object("django.conf:settings", namespace="CELERY")
 app.autodiscover_tasks()
 app.steps["worker"].update({Heartbeat, KeepSent})

@@ -108,6 +108,9 @@ def owners(app: Celery, *attributes: str) -> Iterator[Owner]:
     defaults = {attribute: default(app, attribute) for attribute in attributes}
     yield Owner(app, "", defaults)
     for name, task in sorted(app.tasks.items()):
+        # Of a durable job the message is only a hint: how that is delivered does not matter.
+        if getattr(task, "durable", False) and attributes != ("queue",):
+            continue
         values = {attribute: getattr(task, attribute, None) for attribute in attributes}
         if values != defaults and not name.startswith("celery."):
             yield Owner(app, name, values)

@@ -45,6 +45,7 @@ INSTALLED_APPS = [
     "whitenoise.runserver_nostatic",
     "django.contrib.staticfiles",
     "config.celery_checks.CeleryChecksConfig",
+    "durable_jobs",
     *(["notes"] if project.EXAMPLE_APP else []),
 ]
 
@@ -79,6 +80,19 @@ TEMPLATES = [
 # A request and a worker keep their connection; a check before reuse survives a database restart.
 DATABASES = {"default": {**env.db("DATABASE_URL"), "CONN_MAX_AGE": 60, "CONN_HEALTH_CHECKS": True}}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+# Celery reconnects to the database for each task otherwise; durable_jobs checks the connection.
+CELERY_DB_REUSE_MAX = 500
+
+# The loop that makes true what the rows say; `control` has a worker of its own.
+CELERY_BEAT_SCHEDULE = {
+    "durable_jobs.reconcile": {
+        "task": "durable_jobs.reconcile",
+        "schedule": 5.0,
+        "options": {"queue": "control", "expires": 5.0},
+    },
+}
+# Django's own tasks API, for apps that use it: the same rows, the same workers.
+TASKS = {"default": {"BACKEND": "durable_jobs.backends.JobBackend"}}
 
 _VALIDATION = "django.contrib.auth.password_validation"
 AUTH_PASSWORD_VALIDATORS = [

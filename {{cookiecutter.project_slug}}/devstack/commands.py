@@ -21,8 +21,8 @@ from devstack.supervisor import Supervisor
 RELOADED = ("web", "worker", "control", "beat")
 TICK_MS = 100
 TASK = (
-    "from notes.models import Note; from notes.tasks import enqueue_missing; "
-    "enqueue_missing(Note.objects.create(text='Hello', copies_wanted=3))"
+    "from notes.models import Note; from notes.tasks import ask_for_copies; "
+    "ask_for_copies(Note.objects.create(text='Hello', copies_wanted=3))"
     if project.EXAMPLE_APP
     else "from config.celery import app; app.send_task('celery.accumulate', ['Hello'])"
 )

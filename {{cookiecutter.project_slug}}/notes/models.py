@@ -1,11 +1,24 @@
 """Notes, and the copies that people ask for.
 
 What should be true is a fact in the database (`Note.copies_wanted`); the copies that exist are
-another. The difference is the work left to do, whatever became of the messages about it.
+another. The difference is the work left to do, whatever became of the jobs about it.
 """
 
+from django.contrib.contenttypes.fields import GenericRelation
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
+from django.db.models import Count, F, Q
+
+from durable_jobs import Job
+
+
+class NoteQuerySet(models.QuerySet["Note"]):
+    def lacking_copies(self) -> "NoteQuerySet":
+        """Return the notes that are not as they should be."""
+        # Each tick asks this: a table of millions wants a column for it, with a partial index.
+        wanted = Q(copies__number__lte=F("copies_wanted"))
+        made = self.annotate(made=Count("copies", filter=wanted))
+        return made.filter(made__lt=F("copies_wanted"))
 
 
 class Note(models.Model):
@@ -21,6 +34,10 @@ class Note(models.Model):
         help_text="How long a worker takes for one copy: time to kill it in the middle.",
     )
     created_at = models.DateTimeField(auto_now_add=True)
+    # Whoever deletes a note deletes its jobs in the same transaction; a running one is fenced off.
+    jobs = GenericRelation(Job, "owner_id", "owner_type")
+
+    objects = NoteQuerySet.as_manager()
 
     class Meta:
         ordering = ("-pk",)

@@ -1,40 +1,59 @@
-"""The background work of the notes."""
+"""The background work of the notes: one durable job per note, which makes what the note lacks."""
 
-import logging
 import time
+from typing import Any
 
 from celery import shared_task
 from django.db import transaction
 
+from durable_jobs import Permanent, reconciler
+from durable_jobs.reconcilers import enqueue_for
 from notes.models import Copy, Note
 
-logger = logging.getLogger(__name__)
+# A run ends with the first copy after this: long before the time limit, soon when a worker stops.
+RUN_SECONDS = 30
 
 
-@shared_task(name="notes.make_copy", default_retry_delay=5)
-def make_copy(note_id: int, number: int) -> None:
-    """Make copy `number` of a note, once, however often this runs.
+# The queryset finds notes whose job was never asked for: changed by SQL, restored from a backup.
+@reconciler(lambda: Note.objects.lacking_copies())
+@shared_task(bind=True, name="notes.make_copies")
+def make_copies(self: Any, note_id: int) -> None:
+    """Make the copies that a note lacks, however often this runs and wherever it is interrupted.
 
-    It is sent an id and reads the note itself: the text may have changed since, and a note that
-    was deleted meanwhile leaves nothing to do.
+    It is given an id and reads the rest when it runs: the text or the number may have changed, and
+    a note that was deleted meanwhile leaves nothing to do.
     """
+    until = time.monotonic() + RUN_SECONDS
     note = Note.objects.filter(pk=note_id).first()
     if note is None:
-        logger.info("note %s is gone, so is the need for its copy %s", note_id, number)
         return
-    time.sleep(note.seconds_per_copy)
-    with transaction.atomic():
-        # locked, so that nobody deletes the note between this look and the insert
-        if note := Note.objects.select_for_update(no_key=True).filter(pk=note_id).first():
-            Copy.objects.get_or_create(note=note, number=number, defaults={"text": note.text})
+    for number in note.missing():
+        time.sleep(note.seconds_per_copy)
+        if not make_copy(note_id, number):
+            return
+        # Raises LeaseLost when the job was cancelled, or given to another worker.
+        self.job.checkpoint(number, note.copies_wanted)
+        if time.monotonic() > until:
+            # The key is this job's own, so this is not a second job: it runs once more.
+            ask_for_copies(note)
+            return
 
 
-def enqueue_missing(note: Note) -> int:
-    """Send a task for each copy that is missing; return their number.
+def make_copy(note_id: int, number: int) -> bool:
+    """Make one copy unless it exists; return whether the note still does.
 
-    Raises `kombu.exceptions.OperationalError` when the broker cannot be reached.
+    The note is locked, so that nobody deletes it between this look and the insert.
     """
-    numbers = note.missing()
-    for number in numbers:
-        make_copy.delay(note.pk, number)
-    return len(numbers)
+    with transaction.atomic():
+        note = Note.objects.select_for_update(no_key=True).filter(pk=note_id).first()
+        if note is None:
+            return False
+        if note.text.lower().startswith("do not copy"):
+            raise Permanent("the note says that it must not be copied")
+        Copy.objects.get_or_create(note=note, number=number, defaults={"text": note.text})
+    return True
+
+
+def ask_for_copies(note: Note) -> None:
+    """Enqueue the job of a note, in the caller's transaction; one that waits already is enough."""
+    enqueue_for(make_copies, note)

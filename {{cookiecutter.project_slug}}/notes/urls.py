@@ -8,6 +8,6 @@ app_name = "notes"
 urlpatterns = [
     path("", views.index, name="index"),
     path("state/", views.state, name="state"),
-    path("<int:pk>/resume/", views.resume, name="resume"),
+    path("<int:pk>/retry/", views.retry, name="retry"),
     path("<int:pk>/delete/", views.delete, name="delete"),
 ]

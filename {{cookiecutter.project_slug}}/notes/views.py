@@ -1,21 +1,22 @@
-"""The page of the notes: write one, ask for copies, watch them appear."""
+"""The page of the notes: write one, ask for copies, watch them appear, hear of errors."""
 
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
 from django.conf import settings
-from django.contrib import messages
 from django.contrib.admin.views.decorators import staff_member_required
 from django.db import transaction
+from django.db.models import Prefetch
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import get_object_or_404, redirect, render
+from django.utils import timezone
 from django.views.decorators.http import require_POST, require_safe
-from kombu.exceptions import OperationalError
 
+from durable_jobs import Job
 from notes.forms import NoteForm
 from notes.models import Note
-from notes.tasks import enqueue_missing
+from notes.tasks import ask_for_copies
 
 SHOWN = 10
 View = Callable[..., HttpResponse]
@@ -37,10 +38,9 @@ def index(request: HttpRequest) -> HttpResponse:
     """Show the newest notes and a form; a POST saves a note and asks for its copies."""
     form = NoteForm(request.POST or None)
     if request.method == "POST" and form.is_valid():
+        # Both or neither; whether the broker is there does not matter.
         with transaction.atomic():
-            note = form.save()
-            # after the commit: a worker could look for the note before it is there
-            transaction.on_commit(lambda: _ask_for_copies(request, note))
+            ask_for_copies(form.save())
         return redirect("notes:index")
     return render(request, "notes/index.html", {"form": form, "notes": Note.objects.all()[:SHOWN]})
 
@@ -48,42 +48,54 @@ def index(request: HttpRequest) -> HttpResponse:
 @staff_in_production
 @require_safe
 def state(request: HttpRequest) -> JsonResponse:
-    """Return `{note id: {"wanted": int, "made": [numbers]}}` for the newest notes."""
-    notes = Note.objects.prefetch_related("copies")[:SHOWN]
-    return JsonResponse(
-        {
-            str(note.pk): {
-                "wanted": note.copies_wanted,
-                "made": [copy.number for copy in note.copies.all()],
-            }
-            for note in notes
-        }
-    )
+    """Return what the page shows of the newest notes, by note: one answer for all of them."""
+    # Seven days of them at most; a note has one at a time.
+    jobs = Prefetch("jobs", Job.objects.order_by("pk"))
+    notes = Note.objects.prefetch_related("copies", jobs)[:SHOWN]
+    return JsonResponse({str(note.pk): describe(note) for note in notes})
+
+
+def describe(note: Note) -> dict[str, object]:
+    """Return the state of a note and of its newest job, in words."""
+    job = next(reversed(note.jobs.all()), None)
+    return {
+        "wanted": note.copies_wanted,
+        "made": [copy.number for copy in note.copies.all()],
+        "job": words(job) if job else "",
+        "failed": job is not None and job.state == Job.State.DEAD,
+    }
+
+
+def words(job: Job) -> str:
+    """Tell whoever asked for the work how it goes, and why it does not."""
+    # The last line of a traceback, without the name of the exception.
+    name, _, text = job.error.strip().rpartition("\n")[2].partition(": ")
+    reason = text or name
+    match job.state:
+        case Job.State.RUNNING:
+            return f"running, {job.progress} %"
+        case Job.State.SCHEDULED if job.attempts and job.due_at:
+            seconds = max(0, round((job.due_at - timezone.now()).total_seconds()))
+            attempt = f"attempt {job.attempts + 1} of {job.max_attempts}"
+            return f"failed, {attempt} in {seconds} s: {reason}"
+        case Job.State.SCHEDULED | Job.State.QUEUED:
+            return "waiting for a worker"
+        case Job.State.DEAD:
+            return f"failed for good: {reason}"
+    return ""
 
 
 @staff_in_production
 @require_POST
-def resume(request: HttpRequest, pk: int) -> HttpResponse:
-    """Ask again for the copies that a note still lacks."""
-    _ask_for_copies(request, get_object_or_404(Note, pk=pk))
+def retry(request: HttpRequest, pk: int) -> HttpResponse:
+    """Give the failed job of a note another chance."""
+    get_object_or_404(Note, pk=pk).jobs.retry()
     return redirect("notes:index")
 
 
 @staff_in_production
 @require_POST
 def delete(request: HttpRequest, pk: int) -> HttpResponse:
-    """Delete a note and its copies; tasks that are still queued for it will find nothing to do."""
+    """Delete a note, its copies and its jobs; one that runs ends without another copy."""
     get_object_or_404(Note, pk=pk).delete()
     return redirect("notes:index")
-
-
-def _ask_for_copies(request: HttpRequest, note: Note) -> None:
-    try:
-        number = enqueue_missing(note)
-    except OperationalError:
-        messages.error(
-            request,
-            "Saved, but the broker cannot be reached: press “Make missing copies” later.",
-        )
-    else:
-        messages.success(request, f"{number} copies asked for.")

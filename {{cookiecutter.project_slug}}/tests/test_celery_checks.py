@@ -15,6 +15,7 @@ from celery import Celery, Task, shared_task
 from django.core.checks import CheckMessage
 from kombu import Queue
 
+import durable_jobs
 from config import celery_checks
 
 OPTIONS = {"visibility_timeout": 900, "socket_timeout": 2, "socket_connect_timeout": 1}
@@ -293,15 +294,19 @@ def test_command_finds_nothing_in_this_project() -> None:
 
 
 def test_tasks_are_imported_and_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    @shared_task(name="tests.endless", max_retries=None)
     def endless() -> None:
         """Do nothing."""
 
+    for base in (Task, durable_jobs.JobTask):
+        shared_task(name=f"tests.endless.{base.__name__}", max_retries=None, base=base)(endless)
     try:
         messages = celery_checks.check_celery()
     finally:
-        celery_checks.current_app.tasks.unregister("tests.endless")
-    assert ids([m for m in messages if "tests.endless" in m.msg]) == ["E007"]
+        for name in ("tests.endless.Task", "tests.endless.JobTask"):
+            celery_checks.current_app.tasks.unregister(name)
+    # a durable job's row counts its attempts
+    (message,) = [m for m in messages if "tests.endless" in m.msg]
+    assert (message.id, "tests.endless.Task" in message.msg) == ("celery.E007", True)
 
 
 APP = """

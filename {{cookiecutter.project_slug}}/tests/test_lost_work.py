@@ -1,5 +1,6 @@
-"""Faults that lose a running task with Celery's own defaults, and do not with ours.
+"""A fault that loses a running plain task with Celery's own defaults, and does not with ours.
 
+Durable jobs, which lose none in far worse ones, have their tests in `durable_jobs/tests/`.
 Each test proves that the fault hit a running task, and counts in the database. The control arm is
 the same worker with `tests.stock_settings`.
 """

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from celery import current_app
 
+from durable_jobs import Job
 from tests import observed
 from tests.envelope_server import EnvelopeServer, running
 from tests.observed import tasks
@@ -156,6 +157,28 @@ def test_arguments_reach_neither_sentry_nor_the_log(failures: Failures) -> None:
     assert SECRET.encode() not in failures.sentry.raw
     assert SECRET not in failures.log
     assert b"sys.argv" not in failures.sentry.raw
+
+
+def test_job_is_one_event_when_it_is_dead_and_none_when_it_will_be_tried_again(
+    tmp_path: Path, project_environment: dict[str, str]
+) -> None:
+    database, log = project_environment["DATABASE_URL"], tmp_path / "log"
+    with running() as sentry:
+        environment = observed.environment(SENTRY_DSN=sentry.dsn, DATABASE_URL=database)
+        with running_worker(log, environment, "-c", "1") as worker:
+            dead = tasks.job_that_fails.delay(SECRET, password=SECRET)
+            again = tasks.job_that_fails_and_will_be_tried_again.delay(SECRET)
+            wait_until(
+                lambda: Job.objects.filter(attempts=1, error__contains="purpose").count() == 2
+            )
+            worker.send(signal.SIGTERM)
+            worker.wait()
+        (event,) = sentry.events()
+        assert SECRET.encode() not in sentry.raw
+    assert (dead.state, again.state) == ("FAILURE", "RETRY")
+    assert event["tags"]["task"] == tasks.job_that_fails.name
+    assert sentry.events(celery_task_id=dead.id) == [event]
+    assert SECRET not in log.read_text()
 
 
 def test_failing_view_is_one_event_and_traces_leave_health_checks_out(

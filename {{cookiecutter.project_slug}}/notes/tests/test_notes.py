@@ -1,84 +1,160 @@
-"""The notes: the page, the copies, and what happens when things go wrong in between."""
+"""The notes: the page, the copies, and what the person hears of them."""
+
+from datetime import timedelta
 
 import pytest
-from celery import current_app
+from django.db import connection
 from django.test import Client
 from django.urls import reverse
+from django.utils import timezone
 
+from durable_jobs import Job
+from durable_jobs.testing import drain
+from notes import tasks
 from notes.models import Copy, Note
-from notes.tasks import make_copy
+from notes.tests.conftest import FORM
 
-pytestmark = pytest.mark.django_db
-
-FORM = {"text": "Keep me", "copies_wanted": 3, "seconds_per_copy": 0}
+pytestmark = pytest.mark.django_db(transaction=True)
 
 
-@pytest.fixture(autouse=True)
-def developing(settings) -> None:
-    settings.DEBUG = True
+def made() -> list[int]:
+    return list(Copy.objects.values_list("number", flat=True))
 
 
-@pytest.fixture
-def note() -> Note:
-    return Note.objects.create(**FORM)
+def said(client: Client, note: Note) -> dict[str, object]:
+    """Return what the page is told about a note."""
+    return client.get(reverse("notes:state")).json()[str(note.pk)]
 
 
-def test_saved_note_asks_for_its_copies_after_the_commit(
-    client: Client, monkeypatch, django_capture_on_commit_callbacks
-) -> None:
-    sent = []
-    monkeypatch.setattr(make_copy, "delay", lambda *args: sent.append(args))
-    with django_capture_on_commit_callbacks(execute=False) as callbacks:
-        assert client.post(reverse("notes:index"), FORM).status_code == 302
-    assert sent == []
-    callbacks[0]()
-    assert sent == [(Note.objects.get().pk, number) for number in (1, 2, 3)]
+def test_saved_note_has_a_job_that_makes_its_copies(client: Client) -> None:
+    assert client.post(reverse("notes:index"), FORM).status_code == 302
+    job = Job.objects.get()
+    assert (job.owner, job.state) == (Note.objects.get(), Job.State.QUEUED)
+    assert made() == []
+    assert drain() == 1
+    assert made() == [1, 2, 3]
 
 
-def test_copy_is_made_once_however_often_its_task_runs(note: Note) -> None:
+def test_note_that_is_rolled_back_leaves_no_job(client: Client, monkeypatch) -> None:
+    def fail_after(note: Note) -> None:
+        tasks.ask_for_copies(note)
+        raise RuntimeError("before the commit")
+
+    monkeypatch.setattr("notes.views.ask_for_copies", fail_after)
+    with pytest.raises(RuntimeError):
+        client.post(reverse("notes:index"), FORM)
+    assert not Note.objects.exists()
+    assert not Job.objects.exists()
+
+
+def test_note_whose_job_waits_gets_no_second_one(note: Note) -> None:
     for _ in range(3):
-        make_copy(note.pk, 2)
-    assert [(copy.number, copy.text) for copy in Copy.objects.all()] == [(2, "Keep me")]
-    assert note.missing() == [1, 3]
+        tasks.ask_for_copies(note)
+    assert Job.objects.count() == 1
+
+
+def test_copy_is_made_once_however_often_its_job_runs(note: Note) -> None:
+    tasks.make_copy(note.pk, 2)
+    for _ in range(3):
+        tasks.make_copies(note.pk)
+        assert tasks.make_copy(note.pk, 1)
+    assert made() == [1, 2, 3]
 
 
 def test_copy_has_the_text_of_the_moment_it_is_made(note: Note) -> None:
+    tasks.ask_for_copies(note)
     Note.objects.update(text="Changed since")
-    make_copy(note.pk, 1)
-    assert Copy.objects.get().text == "Changed since"
+    drain()
+    assert {copy.text for copy in Copy.objects.all()} == {"Changed since"}
 
 
-def test_copies_of_a_deleted_note_are_not_made(client: Client, note: Note) -> None:
+@pytest.mark.parametrize(
+    ("sql", "expected"),
+    [
+        ("UPDATE notes_note SET copies_wanted = 5", [1, 2, 3, 4, 5]),
+        ("DELETE FROM notes_copy WHERE number = 2", [1, 2, 3]),
+        ("DELETE FROM durable_jobs_job", [1, 2, 3]),
+    ],
+)
+def test_reconciler_repairs_what_was_changed_by_sql(
+    settings, note: Note, sql: str, expected: list[int]
+) -> None:
+    settings.DURABLE_JOBS = {"TICK": 0}
+    assert drain(reconcile=True) == 1
+    with connection.cursor() as cursor:
+        cursor.execute(sql)
+    drain(reconcile=True)
+    assert made() == expected
+    assert drain(reconcile=True) == 0
+
+
+def test_long_work_is_cut_into_runs(note: Note, monkeypatch) -> None:
+    monkeypatch.setattr(tasks, "RUN_SECONDS", 0)
+    tasks.ask_for_copies(note)
+    assert drain() == 4
+    assert made() == [1, 2, 3]
+    assert Job.objects.get().state == Job.State.SUCCEEDED
+
+
+def test_deleted_note_takes_its_jobs_with_it(client: Client, note: Note) -> None:
+    tasks.ask_for_copies(note)
+    kept = Note.objects.create(**FORM)
+    tasks.ask_for_copies(kept)
     client.post(reverse("notes:delete", args=[note.pk]))
-    make_copy(note.pk, 1)
+    assert [job.owner for job in Job.objects.all()] == [kept]
+    tasks.make_copies(note.pk)
     assert not Copy.objects.exists()
 
 
-@pytest.mark.django_db(transaction=True)
-def test_note_is_kept_and_the_person_told_when_the_broker_is_down(
-    client: Client, monkeypatch, free_port: int
+def test_person_sees_copies_and_progress(client: Client, note: Note) -> None:
+    tasks.ask_for_copies(note)
+    tasks.make_copy(note.pk, 3)
+    expected = {"wanted": 3, "made": [3], "job": "waiting for a worker", "failed": False}
+    assert said(client, note) == expected
+    Job.objects.update(state=Job.State.RUNNING, progress=33)
+    assert said(client, note)["job"] == "running, 33 %"
+    Job.objects.update(state=Job.State.QUEUED)
+    drain()
+    assert said(client, note) == {"wanted": 3, "made": [1, 2, 3], "job": "", "failed": False}
+
+
+def test_person_is_told_of_an_error_that_will_be_tried_again(
+    client: Client, note: Note, monkeypatch
 ) -> None:
-    monkeypatch.setattr(current_app.conf, "broker_write_url", f"redis://127.0.0.1:{free_port}/0")
-    # a new pool of connections, which no other test has opened
-    monkeypatch.setattr(current_app.amqp, "_producer_pool", None)
-    monkeypatch.setattr(current_app, "_pool", None)
-    page = client.post(reverse("notes:index"), FORM, follow=True)
-    assert "the broker cannot be reached" in page.content.decode()
-    assert Note.objects.count() == 1
+    tasks.ask_for_copies(note)
+    with monkeypatch.context() as broken:
+        broken.setattr(tasks, "make_copy", lambda *args: 1 / 0)
+        drain()
+    assert Job.objects.get().due_at > timezone.now()
+    Job.objects.update(due_at=timezone.now() + timedelta(seconds=61))
+    assert said(client, note)["job"] in {
+        f"failed, attempt 2 of 8 in {seconds} s: division by zero" for seconds in (60, 61)
+    }
+    drain(everything=True)
+    assert made() == [1, 2, 3]
 
 
-def test_missing_copies_can_be_asked_for_again(client: Client, monkeypatch, note: Note) -> None:
-    make_copy(note.pk, 2)
-    sent = []
-    monkeypatch.setattr(make_copy, "delay", lambda *args: sent.append(args))
-    client.post(reverse("notes:resume", args=[note.pk]))
-    assert sent == [(note.pk, 1), (note.pk, 3)]
+def test_person_is_told_of_an_error_for_good_and_may_try_again(client: Client, note: Note) -> None:
+    Note.objects.update(text="Do not copy me")
+    tasks.ask_for_copies(note)
+    assert drain() == 1
+    told = said(client, note)
+    assert told["job"] == "failed for good: the note says that it must not be copied"
+    assert told["failed"]
+    assert drain(reconcile=True) == 0, "it rests before the system tries again"
+    Note.objects.update(text="Copy me")
+    client.post(reverse("notes:retry", args=[note.pk]))
+    assert not said(client, note)["failed"]
+    drain()
+    assert made() == [1, 2, 3]
 
 
-def test_state_names_the_copies_that_exist(client: Client, note: Note) -> None:
-    make_copy(note.pk, 3)
-    answer = client.get(reverse("notes:state")).json()
-    assert answer == {str(note.pk): {"wanted": 3, "made": [3]}}
+def test_page_asks_once_for_all_notes(client: Client, django_assert_num_queries) -> None:
+    for _ in range(5):
+        tasks.ask_for_copies(Note.objects.create(**FORM))
+    said(client, Note.objects.first())
+    with django_assert_num_queries(3):
+        client.get(reverse("notes:state"))
 
 
 @pytest.mark.parametrize("copies", [0, 1_001, -1, "many"])

@@ -1,7 +1,7 @@
-// Asks every second which copies exist, and shows them as they appear.
+// Asks every second which copies exist and how their jobs are, and shows it.
 const articles = document.querySelectorAll("[data-note]");
 
-function show(article, { wanted, made }) {
+function show(article, { wanted, made, job, failed }) {
   const existing = new Set(made);
   article.querySelector("progress").value = made.length;
   article.querySelector("output").textContent = `${made.length} of ${wanted} copies`;
@@ -10,6 +10,10 @@ function show(article, { wanted, made }) {
   [...copies.children].forEach((chip, index) => {
     chip.classList.toggle("made", existing.has(index + 1));
   });
+  const said = article.querySelector(".job");
+  if (said.textContent !== job) said.textContent = job;
+  said.classList.toggle("failed", failed);
+  article.querySelector(".retry").hidden = !failed;
 }
 
 async function refresh() {

@@ -1,0 +1,109 @@
+"""`manage.py jobs list|show|retry|cancel|stats`: the operator's view without the admin."""
+
+from argparse import ArgumentParser
+from typing import Any
+from uuid import UUID
+
+from django.core.management.base import BaseCommand, CommandError
+from django.db.models import Count, Min
+from django.db.models.functions import Now
+from django.utils import timezone
+
+from durable_jobs.models import Job, JobQuerySet
+from durable_jobs.reconcile import unknown_tasks
+
+
+def positive(text: str) -> int:
+    """Return the number, for argparse, which names the option when this fails."""
+    if (number := int(text)) < 1:
+        raise ValueError
+    return number
+
+
+class Command(BaseCommand):
+    help = "List, show, retry and cancel jobs."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        commands = parser.add_subparsers(dest="verb", required=True)
+        for verb in ("list", "retry", "cancel"):
+            command = commands.add_parser(verb)
+            command.add_argument("ids", nargs="*", metavar="id")
+            command.add_argument("--task")
+            command.add_argument("--state", choices=Job.State.values)
+            command.add_argument("--queue")
+            command.add_argument("--key")
+            command.add_argument("--error", help="text the error must contain")
+            command.add_argument("--limit", type=positive, default=50 if verb == "list" else None)
+            if verb == "retry":
+                command.add_argument(
+                    "--spread",
+                    type=float,
+                    default=0,
+                    help="seconds over which they start",
+                )
+        commands.add_parser("show").add_argument("id")
+        commands.add_parser("stats")
+
+    def handle(self, *args: Any, verb: str, **options: Any) -> None:
+        getattr(self, verb)(options)
+
+    def selected(self, options: dict[str, Any]) -> JobQuerySet:
+        """Return the jobs the options name; verbs that change jobs want at least one option."""
+        filters = {
+            "pk__in": [self.job(text).pk for text in options["ids"]] or None,
+            "task": options["task"],
+            "state": options["state"],
+            "queue": options["queue"],
+            "key": options["key"],
+            "error__contains": options["error"],
+        }
+        given = {name: value for name, value in filters.items() if value is not None}
+        if not given and options["limit"] is None:
+            raise CommandError("Name jobs by id, or by --task, --state, --queue, --key or --error.")
+        jobs: JobQuerySet = Job.objects.filter(**given)
+        if options["limit"] is not None:
+            newest = jobs.order_by("-pk").values("pk")[: options["limit"]]
+            jobs = Job.objects.filter(pk__in=list(newest.values_list("pk", flat=True)))
+        return jobs.order_by("-pk")
+
+    def job(self, text: str) -> Job:
+        """Return the job with that id, or say that there is none."""
+        try:
+            return Job.objects.get(pk=UUID(text))
+        except (ValueError, Job.DoesNotExist):
+            raise CommandError(f"There is no job {text}.") from None
+
+    def list(self, options: dict[str, Any]) -> None:
+        now = timezone.now()
+        for job in self.selected(options):
+            age = int((now - job.created_at).total_seconds())
+            error = job.error.strip().rpartition("\n")[2][:60]
+            self.stdout.write(
+                f"{job.pk}  {job.state:9}  {age:>7} s  {job.attempts}/{job.max_attempts}  "
+                f"{job.task}  {error}"
+            )
+
+    def show(self, options: dict[str, Any]) -> None:
+        job = self.job(options["id"])
+        for field in job._meta.concrete_fields:
+            self.stdout.write(f"{field.name:12} {getattr(job, field.attname)}")
+
+    def retry(self, options: dict[str, Any]) -> None:
+        count = self.selected(options).retry(spread=options["spread"])
+        self.stdout.write(f"{count} jobs will run again.")
+
+    def cancel(self, options: dict[str, Any]) -> None:
+        self.stdout.write(f"{self.selected(options).cancel()} jobs cancelled.")
+
+    def stats(self, options: dict[str, Any]) -> None:
+        live = Job.objects.unfinished()
+        for row in live.values("queue", "state").annotate(n=Count("pk")).order_by("queue", "state"):
+            self.stdout.write(f"{row['queue']:12} {row['state']:10} {row['n']}")
+        dead = Job.objects.filter(finished_at__isnull=False, state=Job.State.DEAD)
+        for found in dead.values("task").annotate(n=Count("pk")).order_by("-n")[:20]:
+            self.stdout.write(f"dead         {found['task']:40} {found['n']}")
+        late = live.aggregate(late=Now() - Min("due_at"))["late"]
+        seconds = max(0.0, late.total_seconds()) if late else 0.0
+        self.stdout.write(f"most overdue timer: {seconds:.1f} s")
+        for name, count in unknown_tasks().items():
+            self.stdout.write(f"unknown task {name}: {count} jobs wait for it")

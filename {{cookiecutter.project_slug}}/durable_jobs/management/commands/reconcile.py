@@ -1,0 +1,52 @@
+"""`manage.py reconcile`: one pass; with `--loop` a service that needs neither beat nor broker."""
+
+import signal
+import time
+from argparse import ArgumentParser
+from typing import Any
+
+from django.core.management.base import BaseCommand
+from django.db import Error, connections
+
+from durable_jobs.conf import conf
+from durable_jobs.publisher import publisher
+from durable_jobs.reconcile import loop
+
+
+class Command(BaseCommand):
+    help = "Act on every job whose timer fired. Safe to run many times at once."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("--loop", action="store_true", help="Go on until stopped.")
+        parser.add_argument(
+            "--interval", type=float, default=conf.TICK, help="Seconds between passes."
+        )
+
+    def handle(self, *args: Any, loop: bool, interval: float, **options: Any) -> None:
+        if not loop:
+            self.stdout.write(str(run_pass()))
+            publisher.flush()
+            return
+        # With a handler of its own it also ends as the first process of a container. What a pass
+        # had not committed is done by the next one.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, leave)
+        while True:
+            begin = time.monotonic()
+            try:
+                done = run_pass()
+                if done.moved or done.inserted or done.pruned:
+                    self.stdout.write(str(done))
+            except Error as error:  # a database that restarts must not end the service
+                self.stderr.write(f"pass failed: {error}")
+                connections[conf.DATABASE].close()
+            time.sleep(max(0.0, interval - (time.monotonic() - begin)))
+
+
+def run_pass() -> Any:
+    """Run one pass."""
+    return loop.run_once()
+
+
+def leave(*_: Any) -> None:
+    raise SystemExit(0)

@@ -1,0 +1,171 @@
+"""The one table. A row is the truth about a job; a Celery message only wakes somebody up.
+
+`due_at` is the job's only timer: the moment the reconcile loop acts on the row unless somebody
+moved it. It is set exactly while the job is unfinished. `token` grows with each claim and every
+later write of the run carries it, so a run that lost its job can change nothing.
+"""
+
+from datetime import timedelta
+from typing import Self
+
+from django.contrib.contenttypes.fields import GenericForeignKey
+from django.contrib.contenttypes.models import ContentType
+from django.db import models
+from django.db.models import Q
+from django.db.models.functions import Cast, Coalesce, Now, RowNumber
+
+from durable_jobs import dialect
+from durable_jobs.conf import conf
+from durable_jobs.ids import uuid7
+
+
+class JobQuerySet(models.QuerySet["Job"]):
+    """Filters and the operator's verbs; each is one statement and returns the rows it changed."""
+
+    def for_owner(self, owner: models.Model) -> Self:
+        return self.filter(
+            owner_type=ContentType.objects.get_for_model(owner), owner_id=str(owner.pk)
+        )
+
+    def unfinished(self) -> Self:
+        return self.filter(due_at__isnull=False)
+
+    def overdue(self, seconds: float) -> Self:
+        """Return jobs whose timer fired that long ago: the loop lags, or does not run."""
+        return self.filter(due_at__lt=Now() - timedelta(seconds=seconds))
+
+    def cancel(self, reason: str = "cancelled") -> int:
+        """Finish unfinished jobs; a run in progress is fenced off at its next write."""
+        return self.unfinished().update(
+            state=Job.State.CANCELLED, due_at=None, finished_at=Now(), error=reason
+        )
+
+    def retry(self, spread: float = 0) -> int:
+        """Give dead and cancelled jobs a new budget, spread over that many seconds.
+
+        A job whose key is held by a live one stays as it is: that one does its work.
+        """
+        taken = Job.objects.unfinished().filter(key=models.OuterRef("key"))
+        jobs = self.filter(state__in=[Job.State.DEAD, Job.State.CANCELLED])
+        # One job for each key, or the unique index would refuse them all.
+        newest = models.Window(
+            RowNumber(),
+            partition_by=Coalesce("key", Cast("pk", models.CharField())),
+            order_by=models.F("pk").desc(),
+        )
+        jobs = jobs.filter(~models.Exists(taken)).order_by()
+        chosen = jobs.annotate(nth=newest).filter(nth=1)
+        return Job.objects.filter(pk__in=chosen.values("pk")).update(
+            state=Job.State.SCHEDULED,
+            due_at=dialect.spread(spread) if spread else Now(),
+            finished_at=None,
+            attempts=0,
+            dirty=False,
+        )
+
+    def prune(self, batch: int = 10_000) -> int:
+        """Delete finished jobs past their retention, `batch` at a time: no lock is held long."""
+        old = self.filter(
+            Q(finished_at__lt=Now() - timedelta(seconds=conf.RETENTION_DEAD))
+            | Q(finished_at__lt=Now() - timedelta(seconds=conf.RETENTION))
+            & ~Q(state=Job.State.DEAD)
+        ).order_by("finished_at")
+        total = 0
+        while pks := list(old.values_list("pk", flat=True)[:batch]):
+            total += self.model.objects.filter(pk__in=pks, due_at=None)._raw_delete(self.db)
+        return total
+
+
+class Job(models.Model):
+    """One call of a task, from the transaction that asked for it to its end."""
+
+    class State(models.TextChoices):
+        SCHEDULED = "scheduled"
+        QUEUED = "queued"
+        RUNNING = "running"
+        SUCCEEDED = "succeeded"
+        DEAD = "dead"
+        CANCELLED = "cancelled"
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    task = models.CharField(max_length=200)
+    args = models.JSONField(default=list)
+    kwargs = models.JSONField(default=dict)
+    queue = models.CharField(max_length=100)
+    options = models.JSONField(
+        default=dict, help_text="Priority, time limits and headers that follow the job."
+    )
+    key = models.CharField(max_length=200, null=True, blank=True)  # noqa: DJ001
+    owner_type = models.ForeignKey(
+        ContentType, null=True, blank=True, on_delete=models.CASCADE, db_index=False
+    )
+    owner_id = models.CharField(max_length=100, null=True, blank=True)  # noqa: DJ001
+    owner = GenericForeignKey("owner_type", "owner_id")
+    state = models.CharField(max_length=10, choices=State, default=State.QUEUED)
+    due_at = models.DateTimeField(null=True, blank=True)
+    expires_at = models.DateTimeField(null=True, blank=True)
+    token = models.IntegerField(db_default=0)
+    attempts = models.SmallIntegerField(db_default=0)
+    max_attempts = models.SmallIntegerField(db_default=8)
+    dirty = models.BooleanField(db_default=False)
+    progress = models.SmallIntegerField(db_default=0)
+    message = models.CharField(max_length=200, db_default="", blank=True)
+    error = models.TextField(db_default="", blank=True)
+    result = models.JSONField(null=True, blank=True)
+    worker = models.CharField(max_length=200, db_default="", blank=True)
+    created_at = models.DateTimeField(db_default=Now())
+    queued_at = models.DateTimeField(db_default=Now())
+    started_at = models.DateTimeField(null=True, blank=True)
+    finished_at = models.DateTimeField(null=True, blank=True)
+
+    objects = JobQuerySet.as_manager()
+
+    class Meta:
+        # Finished rows stay out of the loop's index, so that they cost it nothing.
+        indexes = [
+            models.Index("due_at", name="durable_job_due", condition=Q(due_at__isnull=False)),
+            models.Index(
+                "owner_type",
+                "owner_id",
+                name="durable_job_owner",
+                condition=Q(owner_id__isnull=False),
+            ),
+            models.Index(
+                "finished_at",
+                name="durable_job_finished",
+                condition=Q(finished_at__isnull=False),
+            ),
+            models.Index("finished_at", name="durable_job_dead", condition=Q(state="dead")),
+        ]
+        constraints = [
+            models.UniqueConstraint(
+                "key",
+                name="durable_job_key",
+                condition=Q(key__isnull=False, due_at__isnull=False),
+            ),
+            models.CheckConstraint(
+                name="durable_job_has_a_timer_or_an_end",
+                condition=Q(
+                    due_at__isnull=False,
+                    finished_at__isnull=True,
+                    state__in=["scheduled", "queued", "running"],
+                )
+                | Q(
+                    due_at__isnull=True,
+                    finished_at__isnull=False,
+                    state__in=["succeeded", "dead", "cancelled"],
+                ),
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.task}[{self.id}] {self.state}"
+
+    @property
+    def finished(self) -> bool:
+        return self.due_at is None
+
+    @property
+    def idempotency_key(self) -> str:
+        """The same for every attempt of this job: give it to the system that must not act twice."""
+        return f"job-{self.id}"

@@ -1,0 +1,103 @@
+"""Desired state: a job for every object that is not as it should be, however that came about.
+
+    @reconciler(lambda: Note.objects.filter(indexed=False), resync=timedelta(hours=1))
+    @shared_task
+    def index_note(pk): ...
+
+Each pass inserts a job for each object of the queryset that has none. A signal that was skipped, a
+row changed by SQL or a restored backup is found within a tick. When an object's job is dead or was
+cancelled, the object rests for `resync` and is tried again: retries give up, the system does not.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from django.contrib.contenttypes.models import ContentType
+from django.db.models import CharField, Exists, Model, OuterRef, Q, QuerySet, Value
+from django.db.models.functions import Cast, Concat
+
+from durable_jobs import dialect
+from durable_jobs.conf import conf
+from durable_jobs.models import Job
+
+logger = logging.getLogger("durable_jobs.reconcilers")
+BATCH = 1000
+_registered: dict[str, "Reconciler"] = {}
+
+
+@dataclass(frozen=True)
+class Reconciler:
+    """A task and the objects it has yet to bring in order."""
+
+    task: Any
+    unconverged: Callable[[], QuerySet[Any]]
+    resync: timedelta
+
+    def key(self, pk: object) -> str:
+        return f"{self.task.name}:{pk}"
+
+    def pending(self) -> QuerySet[Any]:
+        """Return the objects that need a job and have none."""
+        queryset = self.unconverged()
+        pk = Cast(OuterRef("pk"), CharField())
+        live = Job.objects.filter(
+            key=Concat(Value(f"{self.task.name}:"), pk, output_field=CharField()),
+            due_at__isnull=False,
+        )
+        owner_type = ContentType.objects.get_for_model(queryset.model)
+        # A task that succeeds and changes nothing comes again each tick, not in a hot loop.
+        rests = Job.objects.filter(
+            Q(state__in=[Job.State.DEAD, Job.State.CANCELLED])
+            & Q(finished_at__gt=dialect.ago(self.resync.total_seconds()))
+            | Q(finished_at__gt=dialect.ago(conf.TICK)),
+            task=self.task.name,
+            owner_type=owner_type,
+            owner_id=pk,
+        )
+        return queryset.filter(~Exists(live), ~Exists(rests))
+
+    def run(self) -> int:
+        """Insert the jobs; return how many."""
+        total = 0
+        while pks := list(self.pending().values_list("pk", flat=True)[:BATCH]):
+            model = self.unconverged().model
+            self.task.enqueue_many(
+                [[pk] for pk in pks],
+                key=lambda item: self.key(item[0]),
+                owner=lambda item, model=model: model(pk=item[0]),
+            )
+            total += len(pks)
+            if len(pks) < BATCH:
+                break
+        return total
+
+
+def reconciler(
+    unconverged: Callable[[], QuerySet[Any]], *, resync: timedelta = timedelta(hours=1)
+) -> Callable[[Any], Any]:
+    """Register the task for the objects of `unconverged`; it is called with a primary key."""
+
+    def register(task: Any) -> Any:
+        _registered[task.name] = Reconciler(task, unconverged, resync)
+        return task
+
+    return register
+
+
+def run_all() -> int:
+    """Run every reconciler; one that fails is logged and does not hold up the others."""
+    inserted = 0
+    for name, each in list(_registered.items()):
+        try:
+            inserted += each.run()
+        except Exception:
+            logger.exception("durable_jobs: reconciler of %s failed", name)
+    return inserted
+
+
+def enqueue_for(task: Any, owner: Model) -> Any:
+    """Enqueue the reconciler's task for one object now, without waiting for the next pass."""
+    return task.apply_async([owner.pk], key=_registered[task.name].key(owner.pk), owner=owner)

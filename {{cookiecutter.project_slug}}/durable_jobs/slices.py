@@ -1,0 +1,310 @@
+"""From a hint to its jobs: claim them, run them through Celery's tracer, pass on what is held up.
+
+A hint names jobs. As many as can be run in a moment are claimed in one statement and run one after
+the other, each as a task of its own to Celery: signals, hooks and `self.request` are those of a
+normal run. A hint whose jobs are taken or done costs one statement.
+"""
+
+import logging
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Iterable
+from typing import Any
+from uuid import UUID
+
+from billiard.einfo import ExceptionInfo
+from celery.app.trace import trace_ok_t
+from celery.exceptions import Reject
+from celery.utils.saferepr import saferepr
+from django.db import Error, connections
+from kombu.utils.json import dumps
+
+from durable_jobs import dialect, identity, statements
+from durable_jobs.conf import conf
+from durable_jobs.dialect import Hint
+from durable_jobs.enqueue import Call, call_options
+from durable_jobs.heartbeat import heartbeat
+from durable_jobs.ids import row_id
+from durable_jobs.publisher import publisher
+from durable_jobs.run import Run, give_back, running
+
+logger = logging.getLogger("durable_jobs.slices")
+# How long after its last job a worker counts as busy, and how many jobs it may know ahead.
+BUSY_SECONDS = 0.02
+ALONG_KEPT = 1000
+# What Celery's worker puts beside the headers of a message.
+OF_THE_WORKER = frozenset(
+    [
+        "properties",
+        "reply_to",
+        "correlation_id",
+        "hostname",
+        "delivery_info",
+        "args",
+        "kwargs",
+        "is_eager",
+        "callbacks",
+        "errbacks",
+        "chain",
+        "chord",
+        "loglevel",
+        "logfile",
+        "headers",
+    ]
+)
+NOTHING = "nothing to do: the job is done, or somebody else has it"
+
+
+class Recent(threading.local):
+    """What this thread did a moment ago."""
+
+    def __init__(self) -> None:
+        self.ended = 0.0
+        # Jobs claimed before their hints came, each hint of which may be dropped unread, once: a
+        # job that has to run again after all is published again by the loop.
+        self.along: OrderedDict[UUID, None] = OrderedDict()
+
+    def remember(self, runs: Iterable[Run]) -> None:
+        for mine in runs:
+            self.along[mine.id] = None
+        while len(self.along) > ALONG_KEPT:
+            self.along.popitem(last=False)
+
+    def knows(self, job: UUID) -> bool:
+        """Return whether the hint is of a job claimed along, and forget it."""
+        return self.along.pop(job, self) is None
+
+
+recent = Recent()
+
+
+class Slice:
+    """The jobs of one hint, claimed as many at a time as can be run in a moment."""
+
+    def __init__(self, task: Any, tracer: Any, request: dict[str, Any], ids: list[str]) -> None:
+        self.task = task
+        self.tracer = tracer
+        self.request = request
+        self.queue = (request.get("delivery_info") or {}).get("routing_key") or ""
+        self.unclaimed = deque(job for job in map(UUID, ids) if not recent.knows(job))
+        self.claimed: deque[Run] = deque()
+        self.several = False
+        self.lock = threading.Lock()
+        self.started = 0.0
+        self.limits = tuple(request.get("timelimit") or ())
+        # A limit is the message's, and meant for one job: none may run on another's time.
+        self.until = time.monotonic() + min(filter(None, self._limits()), default=3600) / 4
+
+    def _limits(self) -> list[float | None]:
+        task, conf = self.task, self.task.app.conf
+        usual = [
+            task.time_limit or conf.task_time_limit,
+            task.soft_time_limit or conf.task_soft_time_limit,
+        ]
+        return [*self.limits, *usual]
+
+    def work(self) -> Any:
+        """Run them all; return what Celery's tracer said about the last, or nothing."""
+        outcome = trace_ok_t(None, None, 0.0, NOTHING)
+        self._share(len(self.unclaimed))
+        try:
+            while mine := self._next():
+                mine.shared = self.several
+                outcome = self._trace(mine)
+        finally:
+            heartbeat.unwatch(self)
+            if self.claimed or self.unclaimed:  # the process is on its way out
+                self._surrender()
+            if self.several:
+                heartbeat.flush()
+            recent.ended = time.monotonic()
+        return outcome
+
+    def _share(self, jobs: int) -> None:
+        """Let the heartbeat thread commit ends together, and take back what is held up."""
+        if jobs > 1 and not self.several:
+            self.several = True
+            heartbeat.watch(self)
+
+    def _next(self) -> Run | None:
+        if self.several and time.monotonic() > self.until:
+            self._surrender()
+        with self.lock:
+            self.started = time.monotonic()
+            if self.claimed:
+                return self.claimed.popleft()
+        size = self._size()
+        if size == 1 and self.task.seconds is not None:
+            self._surrender(keep=1)
+        while True:
+            with self.lock:
+                chunk = [self.unclaimed.popleft() for _ in range(min(size, len(self.unclaimed)))]
+            if not chunk:
+                return None
+            runs = self._claim(chunk, size)
+            with self.lock:
+                self.claimed.extend(runs)
+                self.started = time.monotonic()
+                if self.claimed:
+                    return self.claimed.popleft()
+
+    def _claim(self, chunk: list[UUID], size: int) -> list[Run]:
+        # Only a busy worker looks for more: the first job after a pause starts sooner without.
+        busy = time.monotonic() - recent.ended < BUSY_SECONDS
+        more = size - len(chunk)
+        if not busy or not more or not self.queue or self.request.get("retries"):
+            return claim(self.task, chunk, alone=len(chunk) == 1)
+        runs = claim(self.task, chunk, along=more, queue=self.queue, limits=self.limits)
+        recent.remember(mine for mine in runs if mine.id not in chunk)
+        self._share(len(runs))
+        return runs
+
+    def _size(self) -> int:
+        if self.task.seconds is None or not self.task.slices:
+            return 1
+        fit = int(conf.SLICE_SECONDS / max(self.task.seconds, 1e-5))
+        return max(1, min(int(conf.SLICE_MAX), fit))
+
+    def _trace(self, mine: Run) -> Any:
+        begin = time.monotonic()
+        try:
+            with running(mine):
+                return self.tracer(str(mine.id), mine.args, mine.kwargs, self._request(mine))
+        finally:
+            if not mine.ending:
+                heartbeat.drop(mine)
+            took = time.monotonic() - begin
+            before = self.task.seconds
+            # Slow at once, fast by and by: one long run is a reason to be careful.
+            type(self.task).seconds = (
+                took if before is None or took > before else (3 * before + took) / 4
+            )
+
+    def _request(self, mine: Run) -> dict[str, Any]:
+        options = mine.options
+        job = str(mine.id)
+        return {
+            **self.request,
+            "id": job,
+            "root_id": options.get("root_id") or job,
+            "parent_id": options.get("parent_id"),
+            "correlation_id": job,
+            "retries": mine.attempts - 1,
+            "args": mine.args,
+            "kwargs": mine.kwargs,
+            "argsrepr": saferepr(tuple(mine.args)),
+            "kwargsrepr": saferepr(mine.kwargs),
+            "ignore_result": True,
+            **options.get("headers", {}),
+        }
+
+    def surrender_if_slow(self, patience: float) -> None:
+        """Give the jobs not yet started to others, when the current one holds them up."""
+        if time.monotonic() - self.started > patience:
+            self._surrender()
+
+    def _surrender(self, keep: int = 0) -> None:
+        with self.lock:
+            runs = list(self.claimed)
+            self.claimed.clear()
+            rest = list(self.unclaimed)[keep:]
+            self.unclaimed = deque(list(self.unclaimed)[:keep])
+        for mine in runs:
+            heartbeat.drop(mine)
+        info = self.request.get("delivery_info") or {}
+        options = {
+            "priority": info.get("priority"),
+            "timelimit": self.request.get("timelimit"),
+            "via": self.task.via,
+        }
+        name = self.task.name
+        publisher.send([Hint(job, name, self.queue, options, "[]", "{}") for job in rest])
+        if runs:
+            give_back(runs)
+
+
+def claim(
+    task: Any,
+    ids: list[UUID],
+    *,
+    alone: bool = False,
+    along: int = 0,
+    queue: str = "",
+    limits: Iterable[float | None] = (),
+) -> list[Run]:
+    """Take those jobs that are free, in one statement, and keep them alive from now on.
+
+    `along` looks at so many jobs enqueued after the last of them, and takes those of the same task,
+    queue and time limits. `alone` takes jobs that failed before, too.
+    """
+    connection = connections[conf.DATABASE]
+    statement = statements.CLAIM
+    if along and connection.vendor == "postgresql":
+        statement = statements.CLAIM_ALONG
+    params = {
+        "ids": ids,
+        "task": task.name,
+        "alone": alone,
+        "worker": identity.child(),
+        "after": max(ids),
+        "along": along,
+        "queue": queue,
+        "limits": dumps(list(limits)) if any(limits) else None,
+    }
+    found = dialect.run_anew(statement, **params)
+    for other in connections.all(initialized_only=True):
+        if other is not connection:
+            other.close_if_unusable_or_obsolete()
+    runs = [Run(task, dialect.uuid(job), *columns) for job, *columns in found]
+    if runs:
+        heartbeat.add(runs)
+    return sorted(runs, key=lambda run: run.id)
+
+
+def trace(
+    task: Any,
+    tracer: Any,
+    task_id: str,
+    args: Any,
+    kwargs: Any,
+    request: dict[str, Any],
+) -> Any:
+    """What the worker calls instead of Celery's tracer, which runs each job of the hint."""
+    ids = request.pop("durable_jobs", None)
+    if ids is None and any(request.get(name) for name in ("callbacks", "chain", "chord", "group")):
+        return tracer(task_id, args, kwargs, request)  # part of a plain canvas: as plain as it came
+    if ids is None:
+        try:
+            ids = [str(_adopt(task, task_id, args, kwargs, request))]
+        except Error:
+            logger.exception("durable_jobs: no row can be made of message %s yet", task_id)
+            return _rejected(task_id)
+    try:
+        return Slice(task, tracer, request, ids).work()
+    except Error:
+        # The rows are safe, and the loop sends another hint. Not raised, because a thread of a
+        # pool would keep the message, and its place in the worker, for ever.
+        logger.exception("durable_jobs: jobs of hint %s could not be claimed", task_id)
+        return trace_ok_t(None, None, 0.0, NOTHING)
+
+
+def _rejected(task_id: str) -> Any:
+    """Return an outcome that gives the message, which is all there is of the job, back."""
+    time.sleep(1)  # or it would come back at once, again and again
+    try:
+        raise Reject(f"no database for {task_id}", requeue=True)
+    except Reject:
+        return trace_ok_t(1, ExceptionInfo(), 0.0, "")
+
+
+def _adopt(task: Any, task_id: str, args: Any, kwargs: Any, request: dict[str, Any]) -> UUID:
+    """Make a row of a message that has none: sent by name, or before the task became durable."""
+    job = row_id(task_id)
+    info = request.get("delivery_info") or {}
+    call = Call(task.name, task.max_attempts, job, dumps(args), dumps(kwargs))
+    call.queue = info.get("routing_key") or ""
+    headers = {name: value for name, value in request.items() if name not in OF_THE_WORKER}
+    call.options = call_options({"timelimit": (), "parent_id": None, **headers}, info)
+    call.insert(adopt=True)
+    return job

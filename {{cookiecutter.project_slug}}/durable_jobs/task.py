@@ -1,0 +1,288 @@
+"""`JobTask`: a Celery task whose calls are rows. Use it as `task_cls` of the app, or as `base=`.
+
+What is left to Celery: routing, headers, signals, signature checks, eager mode, the worker. What is
+taken from it: publishing (enqueue.py), the message's arguments (run.py reads them from the row),
+retries and results.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
+from typing import Any, NoReturn
+from uuid import UUID
+
+from celery.contrib.django.task import DjangoTask
+from celery.exceptions import Retry
+from celery.utils.functional import head_from_fun
+from django.db import models
+from django.utils import timezone
+
+from durable_jobs import run, slices, worker  # noqa: F401 - worker connects its signals
+from durable_jobs.canvas import JobSignature
+from durable_jobs.conf import conf
+from durable_jobs.enqueue import (
+    Call,
+    RowProducer,
+    TemplateProducer,
+    encode,
+    insert_many,
+)
+from durable_jobs.exceptions import Unsupported
+from durable_jobs.ids import row_id, uuid7
+from durable_jobs.result import JobResult
+
+CANVAS = ("link", "link_error", "chain", "chord", "group_id")
+OF_TEMPLATE = ("queue", "options", "delay", "eta", "expires", "expires_at", "max_attempts")
+UNBOUNDED = 32_767
+Tracer = Callable[..., Any]
+
+
+class JobTask(DjangoTask):
+    """A durable task; see the README for what its options mean."""
+
+    abstract = True
+    Request = "durable_jobs.worker:HintRequest"
+
+    #: Claims until the job is dead; default `max_retries + 1` if that is given, else the setting.
+    max_attempts: int | None = None
+    #: Commit the body's writes together with "succeeded", or not at all. For short tasks.
+    atomic = False
+    #: The key of calls that name none; with `rerun=False` a call changes nothing while one is live.
+    key: str | None = None
+    rerun = True
+    #: False keeps a child from taking more than one job of this task at a time.
+    slices = True
+    #: The task whose hints wake this one's jobs, where workers cannot know its name at start.
+    via: str | None = None
+
+    _tracer: Tracer | None = None
+    #: Moving average of how long a run takes in this process; decides how many are claimed at once.
+    seconds: float | None = None
+
+    @classmethod
+    def on_bound(cls, app: Any) -> None:
+        """Settle attempts, and switch off what a wake-up hint must not do."""
+        if not cls.name.startswith("celery."):
+            given = next(vars(c)["max_retries"] for c in cls.__mro__ if "max_retries" in vars(c))
+            explicit = any(
+                "max_retries" in vars(c) for c in cls.__mro__[: cls.__mro__.index(JobTask)]
+            )
+            if cls.max_attempts is None:
+                cls.max_attempts = _attempts(given if explicit else conf.MAX_ATTEMPTS - 1)
+            if not explicit:
+                cls.max_retries = cls.max_attempts - 1
+            # Late, so that a busy worker does not hoard hints an idle one could take; a redelivered
+            # hint finds nothing to do.
+            cls.acks_late = True
+            cls.acks_on_failure = cls.acks_on_timeout = True
+            cls.reject_on_worker_lost = cls.retry_on_worker_lost = False
+            cls.track_started = False
+            if not hasattr(
+                cls, "__header__"
+            ):  # a class with `run`, for which Celery checks nothing
+                cls.__header__ = staticmethod(head_from_fun(cls.run, bound=True))
+
+    @property
+    def durable(self) -> bool:
+        """Celery's own tasks stay plain even where JobTask is the default."""
+        return not self.name.startswith("celery.")
+
+    # Celery builds a tracer per task in each process; ours claims first and then uses that one.
+    @property
+    def __trace__(self) -> Tracer | None:
+        return self._tracer and (self._trace_hint if self.durable else self._tracer)
+
+    @__trace__.setter
+    def __trace__(self, tracer: Tracer) -> None:
+        self._tracer = tracer
+
+    def _trace_hint(self, uuid: str, args: Any, kwargs: Any, request: dict[str, Any]) -> Any:
+        return slices.trace(self, self._tracer, uuid, args, kwargs, request)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if (mine := run.current(self.request.id)) and not mine.entered:
+            return mine.perform(args, kwargs)
+        return super().__call__(*args, **kwargs)
+
+    @property
+    def job(self) -> "run.Run":
+        """The job being run: id, key for idempotency, fencing token, `checkpoint()`."""
+        return run.current(self.request.id) or run.unclaimed(self)
+
+    def AsyncResult(self, task_id: str, **kwargs: Any) -> Any:  # noqa: N802 - Celery's name
+        if not self.durable:
+            return super().AsyncResult(task_id, **kwargs)
+        return JobResult(task_id, task_name=self.name, app=self._get_app())
+
+    def apply_async(
+        self,
+        args: Any = None,
+        kwargs: Any = None,
+        task_id: str | None = None,
+        producer: Any = None,
+        link: Any = None,
+        link_error: Any = None,
+        shadow: str | None = None,
+        *,
+        key: str | None = None,
+        owner: models.Model | None = None,
+        max_attempts: int | None = None,
+        **options: Any,
+    ) -> Any:
+        """Write the job in the caller's transaction; see Celery for the options both know."""
+        if self.durable:
+            self._refuse(link=link, link_error=link_error, **options)
+        if not self.durable or self._get_app().conf.task_always_eager:
+            return super().apply_async(
+                args, kwargs, task_id, producer, link, link_error, shadow, **options
+            )
+        call = self._call(args or (), kwargs or {}, task_id)
+        call.key = self.key if key is None else key
+        call.owner = owner
+        call.max_attempts = max_attempts or call.max_attempts
+        self._timing(call, options)
+        # Celery's own rendering of the arguments costs more than the insert, and its retries of a
+        # publication have a connection to repair.
+        options |= {"argsrepr": call.args, "kwargsrepr": call.kwargs, "retry": False}
+        super().apply_async(
+            args, kwargs, str(call.id), RowProducer(call), None, None, shadow, **options
+        )
+        return self.AsyncResult(str(call.id))
+
+    def delay_on_commit(self, *args: Any, **kwargs: Any) -> Any:
+        """The same as `delay`: the row commits with the caller's transaction."""
+        return self.delay(*args, **kwargs)
+
+    def apply_async_on_commit(self, *args: Any, **kwargs: Any) -> Any:
+        """The same as `apply_async`."""
+        return self.apply_async(*args, **kwargs)
+
+    def enqueue_many(
+        self,
+        calls: Iterable[Iterable[Any] | Mapping[str, Any]],
+        *,
+        key: Callable[[Any], str] | None = None,
+        owner: Callable[[Any], models.Model] | None = None,
+        countdown: float = 0,
+        max_attempts: int | None = None,
+        **options: Any,
+    ) -> list[UUID]:
+        """Write one job for each item (positional or keyword arguments); return the ids in order.
+
+        `key` and `owner` are functions of the item. Headers and routing are of the first call.
+        """
+        self._refuse(**options)
+        if self._get_app().conf.task_always_eager:
+            return [UUID(self.apply_async(*_given(item), **options).id) for item in calls]
+        written: list[Call] = []
+        template = Call(self.name, max_attempts or self.max_attempts or 1, uuid7())
+        options["countdown"] = countdown
+        self._timing(template, options)
+        for item in calls:
+            given = _given(item)
+            if not written:
+                super().apply_async(*given, str(template.id), TemplateProducer(template), **options)
+            elif self.typing:
+                self.__header__(*given[0], **given[1])
+            call = self._call(*given)
+            for name in OF_TEMPLATE:
+                setattr(call, name, getattr(template, name))
+            call.key = key(item) if key else self.key
+            call.owner = owner(item) if owner else None
+            written.append(call)
+        return insert_many(written)
+
+    def retry(
+        self,
+        args: Any = None,
+        kwargs: Any = None,
+        exc: BaseException | None = None,
+        throw: bool = True,
+        eta: datetime | None = None,
+        countdown: float | None = None,
+        max_retries: int | None = None,
+        **options: Any,
+    ) -> Retry:
+        """As in Celery: run again later, unless `max_retries` is used up; the same row."""
+        mine = run.current(self.request.id)
+        if mine is None:
+            return super().retry(args, kwargs, exc, throw, eta, countdown, max_retries, **options)
+        self._refuse(**options)
+        limit = self.max_retries if max_retries is None else max_retries
+        if limit is not None and mine.attempts > limit:
+            mine.final = True
+            self._give_up(exc, limit)
+        if eta is None and countdown is None:
+            countdown = self.default_retry_delay
+        mine.asked = Retry(exc=exc, when=eta or countdown)
+        mine.replacement = args, kwargs
+        mine.raised_limit = _attempts(limit)
+        if throw:
+            raise mine.asked
+        return mine.asked
+
+    def signature(self, args: Any = None, *more: Any, **options: Any) -> Any:
+        """Return a signature that refuses a place in a canvas where the job could be lost."""
+        if not self.durable:
+            return super().signature(args, *more, **options)
+        return JobSignature(self, args, *more, **{"app": self._get_app(), **options})
+
+    subtask = signature
+
+    def map(self, it: Any, n: int = 0) -> NoReturn:
+        """Refused, as `starmap` and `chunks`: one plain message would hold all the calls."""
+        raise Unsupported(self.name, "map, starmap or chunks")
+
+    starmap = chunks = map
+
+    def replace(self, sig: Any) -> NoReturn:
+        """Refused: the job's id, and with it its row, cannot be another task's."""
+        raise Unsupported(self.name, "replace()")
+
+    def _give_up(self, exc: BaseException | None, limit: int) -> NoReturn:
+        if exc is not None:
+            raise exc
+        raise self.MaxRetriesExceededError(
+            f"Can't retry {self.name}[{self.request.id}] more than {limit} times"
+        )
+
+    def _refuse(self, **options: Any) -> None:
+        if used := [name for name in CANVAS if options.get(name)]:
+            raise Unsupported(self.name, " and ".join(used))
+
+    def _call(self, args: Any, kwargs: Any, task_id: str | None = None) -> Call:
+        return Call(
+            task=self.name,
+            max_attempts=self.max_attempts or 1,
+            id=uuid7() if task_id is None else row_id(task_id),
+            args=encode(self.name, args),
+            kwargs=encode(self.name, kwargs) if kwargs else "{}",
+            rerun=self.rerun,
+            options={"via": self.via} if self.via else {},
+        )
+
+    def _timing(self, call: Call, options: dict[str, Any]) -> None:
+        """Move the times from the message's options to the row's timer."""
+        call.delay = options.pop("countdown", None) or 0
+        call.eta = _instant(options.pop("eta", None))
+        expires = options.pop("expires", self.expires)
+        options["expires"] = None
+        if isinstance(expires, int | float):
+            call.expires = expires
+        else:
+            call.expires_at = _instant(expires)
+
+
+def _given(item: Iterable[Any] | Mapping[str, Any]) -> tuple[Any, Any]:
+    return ((), item) if isinstance(item, Mapping) else (tuple(item), {})
+
+
+def _attempts(retries: int | None) -> int:
+    return UNBOUNDED if retries is None else min(retries + 1, UNBOUNDED)
+
+
+def _instant(value: datetime | str | None) -> datetime | None:
+    if isinstance(value, str):
+        value = datetime.fromisoformat(value)
+    if value is not None and timezone.is_naive(value):
+        value = timezone.make_aware(value)
+    return value

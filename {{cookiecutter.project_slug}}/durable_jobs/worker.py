@@ -1,0 +1,119 @@
+"""The worker's main process: it knows when a child dies, and hands back what it held.
+
+Only when this process itself is killed do its jobs have to wait for their leases to end.
+"""
+
+import atexit
+import logging
+from typing import Any
+
+from celery import signals
+from celery.worker import state
+from celery.worker.request import Request
+from django.db import close_old_connections, connections
+
+from durable_jobs import dialect, identity, run, statements
+from durable_jobs.conf import conf
+from durable_jobs.heartbeat import heartbeat
+from durable_jobs.publisher import publisher
+from durable_jobs.slices import NOTHING
+
+logger = logging.getLogger("durable_jobs.worker")
+REFUSED_POOLS = ("gevent", "eventlet")
+
+
+class HintRequest(Request):
+    """A wake-up hint in the main process."""
+
+    def send_event(self, type: str, **fields: Any) -> None:
+        """Keep a hint that had nothing to do from showing the job as succeeded."""
+        if type != "task-succeeded" or NOTHING not in str(fields.get("result")):
+            super().send_event(type, **fields)
+
+    def on_timeout(self, soft: bool, timeout: float) -> None:
+        """A hard limit has killed the child; its job failed this attempt."""
+        super().on_timeout(soft, timeout)
+        if not soft:
+            child_lost(self.worker_pid, f"hard time limit ({timeout} s) exceeded")
+
+    def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> Any:
+        """A lost child is the one failure its own process could not write."""
+        error = getattr(exc_info.exception, "exc", exc_info.exception)
+        name = type(error).__name__
+        if self.worker_pid and name in ("WorkerLostError", "Terminated", "SystemExit"):
+            child_lost(self.worker_pid, f"{name}: {error}")
+        return super().on_failure(exc_info, *args, **kwargs)
+
+
+def child_lost(pid: int, error: str) -> None:
+    """Give the jobs of a dead child to others.
+
+    In the event loop's own thread: the pool is about to fork the next child, and a thread that is
+    connecting or importing at that moment would leave its locks held in there for ever.
+    """
+    if state.should_terminate is not None or state.should_stop is not None:
+        return  # ended by this worker's own stop, which hands everything back
+    try:
+        hints = dialect.hints(
+            statements.FAIL_WORKER,
+            worker=identity.child(pid),
+            error=error,
+            final=False,
+            max_attempts=0,
+            args=None,
+            kwargs=None,
+        )
+        for hint in hints:
+            # Celery itself reports the lost child as an error.
+            logger.warning("durable_jobs: %s[%s] is %s: %s", hint.task, hint.id, hint.state, error)
+        # A due one starts at once; the others' hints find them not due, and the loop wakes them.
+        publisher.publish([hint for hint in hints if hint.state != "dead"])
+    except Exception as failure:  # their leases will end
+        logger.warning("durable_jobs: could not release jobs of child %s: %r", pid, failure)
+    finally:
+        connections[conf.DATABASE].close()
+
+
+@signals.worker_init.connect(weak=False)
+def on_start(sender: Any = None, **_: Any) -> None:
+    """Name this boot before the first child is forked."""
+    pool = getattr(sender, "pool_cls", "")
+    name = pool if isinstance(pool, str) else pool.__module__
+    if any(refused in name for refused in REFUSED_POOLS):
+        # Celery logs an exception of a receiver and goes on.
+        raise SystemExit(
+            f"durable_jobs does not run in the {name} pool: its heartbeat needs a real thread. "
+            "Use --pool=prefork or --pool=threads."
+        )
+    identity.start()
+    # Not `worker_shutdown`, which Celery sends on a warm stop only. The pool has ended by then.
+    atexit.register(hand_back)
+
+
+def hand_back() -> None:
+    """Hand back what the children held when they were stopped; the attempt does not count."""
+    try:
+        hints = dialect.hints(
+            statements.RELEASE_BOOT, worker=f"{identity.boot()}/%", delay=0, error=None
+        )
+        publisher.publish(hints)
+    except Exception as failure:
+        logger.warning("durable_jobs: could not hand jobs back: %r", failure)
+    finally:
+        connections[conf.DATABASE].close()
+
+
+@signals.task_prerun.connect(weak=False)
+def on_prerun(task: Any = None, **_: Any) -> None:
+    """Let a plain task find its database again: CELERY_DB_REUSE_MAX keeps a dead connection.
+
+    A job's claim has done so already.
+    """
+    if not task.request.is_eager and run.current(task.request.id) is None:
+        close_old_connections()
+
+
+@signals.worker_process_shutdown.connect(weak=False)
+def on_child_stop(**_: Any) -> None:
+    heartbeat.flush()
+    publisher.flush()
