@@ -20,6 +20,7 @@ from devstack.supervisor import Supervisor
 
 RELOADED = ("web", "worker", "control", "beat")
 TICK_MS = 100
+NEW_FOLDERS_SECONDS = 1.0
 TASK = (
     "from notes.models import Note; from notes.tasks import ask_for_copies; "
     "ask_for_copies(Note.objects.create(text='Hello', copies_wanted=3))"
@@ -40,7 +41,7 @@ def up(*, services_only: bool) -> int:
             stack.start_programs()
         stack.announce()
         console.say(f"ready after {time.monotonic() - start:.1f} s\n{welcome(stack)}")
-        supervise(stack, [] if services_only else source_folders())
+        supervise(stack, ticks() if not services_only else idle_ticks())
     except StoppedError:
         pass
     except StackError as problem:
@@ -96,10 +97,10 @@ def execute(command: list[str], stack: Stack | None) -> int:
     return process.returncode if process.returncode >= 0 else 128 - process.returncode
 
 
-def supervise(stack: Stack, folders: list[Path]) -> None:
+def supervise(stack: Stack, changes: Iterator[set[Path]]) -> None:
     """Keep everything running until somebody asks for the end; reload when source changes."""
     supervisor = Supervisor(stack.processes, stack.console.say)
-    for changed in ticks(folders):
+    for changed in changes:
         if stack.signals:
             return
         if changed:
@@ -113,21 +114,38 @@ def supervise(stack: Stack, folders: list[Path]) -> None:
         stack.tick()
 
 
-def ticks(folders: list[Path]) -> Iterator[set[Path]]:
-    """Yield the source files that changed, many times a second, also when there are none."""
-    while not folders:
+def idle_ticks() -> Iterator[set[Path]]:
+    """Yield nothing, many times a second."""
+    while True:
         time.sleep(TICK_MS / 1000)
         yield set()
-    for changes in watchfiles.watch(
-        *folders, watch_filter=is_source, yield_on_timeout=True, rust_timeout=TICK_MS, debounce=400
-    ):
-        yield {Path(path) for _, path in changes}
 
 
-def source_folders() -> list[Path]:
+def ticks() -> Iterator[set[Path]]:
+    """Yield the source files that changed, many times a second, also when there are none."""
+    while True:
+        folders = source_folders()
+        looked = time.monotonic()
+        for changes in watchfiles.watch(
+            *folders,
+            watch_filter=is_source,
+            yield_on_timeout=True,
+            rust_timeout=TICK_MS,
+            debounce=400,
+        ):
+            yield {Path(path) for _, path in changes}
+            if time.monotonic() > looked + NEW_FOLDERS_SECONDS:
+                looked = time.monotonic()
+                if new := source_folders() - folders:
+                    # An app made meanwhile: its files are news, and it is watched from now on.
+                    yield {path for folder in new for path in folder.rglob("*.py")}
+                    break
+
+
+def source_folders() -> set[Path]:
     """Return the folders of the project that hold code; a watch on `.venv` would be expensive."""
     folders = (folder for folder in ROOT.iterdir() if folder.is_dir() and is_source_name(folder))
-    return [folder for folder in folders if any(folder.rglob("*.py"))]
+    return {folder for folder in folders if any(folder.rglob("*.py"))}
 
 
 def is_source(change: watchfiles.Change, path: str) -> bool:

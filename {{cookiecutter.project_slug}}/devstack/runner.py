@@ -153,13 +153,14 @@ class Stack:
 
 def development_defaults() -> dict[str, str]:
     """Return what development needs and neither the environment nor `.env` gives: a fresh clone."""
+    # Called for what is missing alone: a file with a password that is not in force misleads.
     defaults = {
-        "DJANGO_DEBUG": "1",
-        "DJANGO_SECRET_KEY": state.secret(FOLDER / "secret-key"),
-        "FLOWER_BASIC_AUTH": f"dev:{state.secret(FOLDER / 'flower-password')}",
-        "FLOWER_COOKIE_SECRET": state.secret(FOLDER / "flower-cookie-secret"),
+        "DJANGO_DEBUG": lambda: "1",
+        "DJANGO_SECRET_KEY": lambda: state.secret(FOLDER / "secret-key"),
+        "FLOWER_BASIC_AUTH": lambda: f"dev:{state.secret(FOLDER / 'flower-password')}",
+        "FLOWER_COOKIE_SECRET": lambda: state.secret(FOLDER / "flower-cookie-secret"),
     }
-    return {name: value for name, value in defaults.items() if not os.environ.get(name)}
+    return {name: make() for name, make in defaults.items() if not os.environ.get(name)}
 
 
 def running_already() -> str:

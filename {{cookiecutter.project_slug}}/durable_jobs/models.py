@@ -20,7 +20,7 @@ from durable_jobs.ids import uuid7
 
 
 class JobQuerySet(models.QuerySet["Job"]):
-    """Filters and the operator's verbs; each is one statement and returns the rows it changed."""
+    """Filters and the operator's verbs, which return how many rows they changed."""
 
     def for_owner(self, owner: models.Model) -> Self:
         return self.filter(
@@ -41,23 +41,29 @@ class JobQuerySet(models.QuerySet["Job"]):
         )
 
     def retry(self, spread: float = 0) -> int:
-        """Give dead and cancelled jobs a new budget, spread over that many seconds.
+        """Give dead and cancelled jobs a new budget, and end the pause of those that back off.
 
-        A job whose key is held by a live one stays as it is: that one does its work.
+        They start spread over that many seconds. A job whose key is held by a live one stays as it
+        is: that one does its work.
         """
-        taken = Job.objects.unfinished().filter(key=models.OuterRef("key"))
+        start = dialect.spread(spread) if spread else Now()
+        paused = self.filter(state=Job.State.SCHEDULED, attempts__gt=0).order_by()
+        hurried = Job.objects.filter(pk__in=paused.values("pk")).update(due_at=start)
+        taken = Job.objects.unfinished().filter(
+            task=models.OuterRef("task"), key=models.OuterRef("key")
+        )
         jobs = self.filter(state__in=[Job.State.DEAD, Job.State.CANCELLED])
         # One job for each key, or the unique index would refuse them all.
         newest = models.Window(
             RowNumber(),
-            partition_by=Coalesce("key", Cast("pk", models.CharField())),
+            partition_by=["task", Coalesce("key", Cast("pk", models.CharField()))],
             order_by=models.F("pk").desc(),
         )
         jobs = jobs.filter(~models.Exists(taken)).order_by()
         chosen = jobs.annotate(nth=newest).filter(nth=1)
-        return Job.objects.filter(pk__in=chosen.values("pk")).update(
+        return hurried + Job.objects.filter(pk__in=chosen.values("pk")).update(
             state=Job.State.SCHEDULED,
-            due_at=dialect.spread(spread) if spread else Now(),
+            due_at=start,
             finished_at=None,
             attempts=0,
             dirty=False,
@@ -139,6 +145,7 @@ class Job(models.Model):
         ]
         constraints = [
             models.UniqueConstraint(
+                "task",
                 "key",
                 name="durable_job_key",
                 condition=Q(key__isnull=False, due_at__isnull=False),

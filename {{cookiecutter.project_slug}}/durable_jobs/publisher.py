@@ -70,8 +70,8 @@ class Publisher:
     def send(self, hints: Iterable[Hint]) -> None:
         """Take hints of committed jobs; never waits, never raises, drops the oldest when full."""
         self._forked()
-        self.idle.clear()
         self.hints.extend(hints)
+        self.idle.clear()
         self._start()
         self.wake.set()
 
@@ -124,6 +124,8 @@ class Publisher:
             pause = self._fire()
             if not self.hints:
                 self.idle.set()
+                if self.hints:  # sent meanwhile, before `idle` was set
+                    continue
                 self.wake.wait(pause)
                 if self.thread is not me:
                     return
@@ -139,6 +141,8 @@ class Publisher:
                 self._failed(batch, error)
 
     def _failed(self, batch: Sequence[Hint], error: Exception) -> None:
+        if self.producer is not None:  # a socket that is left open says so when it is collected
+            self.producer.connection.collect(socket_timeout=1)
         self.producer = None
         self.failures += 1
         pause = PAUSES[min(self.failures, len(PAUSES)) - 1]
@@ -147,7 +151,9 @@ class Publisher:
             error,
             pause,
         )
-        self.hints.extendleft(reversed(batch))
+        # When the queue is full the oldest are dropped, not what came meanwhile.
+        room = len(batch) if self.hints.maxlen is None else self.hints.maxlen - len(self.hints)
+        self.hints.extendleft(reversed(batch[-room:] if room else []))
         self.idle.set()
         time.sleep(pause)
 

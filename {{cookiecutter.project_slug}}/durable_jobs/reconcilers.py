@@ -44,6 +44,7 @@ class Reconciler:
         queryset = self.unconverged()
         pk = Cast(OuterRef("pk"), CharField())
         live = Job.objects.filter(
+            task=self.task.name,
             key=Concat(Value(f"{self.task.name}:"), pk, output_field=CharField()),
             due_at__isnull=False,
         )
@@ -61,8 +62,11 @@ class Reconciler:
 
     def run(self) -> int:
         """Insert the jobs; return how many."""
-        total = 0
+        total, before = 0, object()
         while pks := list(self.pending().values_list("pk", flat=True)[:BATCH]):
+            if pks[0] == before:  # eager mode: the tasks have run, and no rows were written
+                break
+            before = pks[0]
             model = self.unconverged().model
             self.task.enqueue_many(
                 [[pk] for pk in pks],

@@ -16,7 +16,7 @@ INSERT INTO {T} (id, task, args, kwargs, queue, options, key, owner_type_id, own
 VALUES (%(id)s, %(task)s, %(args)s, %(kwargs)s, %(queue)s, %(options)s, %(key)s, %(owner_type)s,
         %(owner_id)s, %(max_attempts)s, <soon expires %(expires_at)s>, %(state)s,
         <soon delay %(eta)s>)"""
-ON_KEY = " ON CONFLICT (key) WHERE key IS NOT NULL AND due_at IS NOT NULL DO UPDATE SET "
+ON_KEY = " ON CONFLICT (task, key) WHERE key IS NOT NULL AND due_at IS NOT NULL DO UPDATE SET "
 # A job that waits for its first attempt starts at the earlier of both times; one that backs off
 # after a failure keeps its pace; a running one is marked, and runs again with these arguments.
 _WAITS = f"{T}.state = 'scheduled' AND {T}.attempts = 0"
@@ -33,8 +33,9 @@ ADOPT = f"{INSERT} ON CONFLICT DO NOTHING"
 
 # A job that crashed before is claimed alone: it must not take the jobs beside it down again.
 _CLAIM = f"""
-UPDATE {T} SET state = 'running', token = token + 1, attempts = attempts + 1, dirty = false,
-       due_at = <soon lease>, started_at = <now>, worker = %(worker)s, progress = 0, message = ''
+UPDATE {T} SET state = 'running', token = token + 1, attempts = <least>(attempts, 32765) + 1,
+       dirty = false, due_at = <soon lease>, started_at = <now>, worker = %(worker)s,
+       progress = 0, message = ''
  WHERE id <those>SELECT id FROM {T} WHERE id <wanted> AND task = %(task)s
      AND (%(alone)s OR attempts = 0)
      AND (state = 'queued' OR state = 'scheduled' AND due_at <= <now>)
@@ -78,7 +79,9 @@ FINISH = f"{_FINISH} WHERE {_MINE} RETURNING {HINT}"
 # For those who cannot wait until a caller that enqueues the same key has committed.
 FINISH_FREE = f"{_FINISH} WHERE {_MINE_FREE} RETURNING {HINT}"
 
-_ENDS = "(%(final)s OR attempts >= <greatest>(max_attempts, %(max_attempts)s))"
+# 32 767, the largest a row holds, stands for `max_retries=None`: such a job ends never.
+_LIMIT = "<greatest>(max_attempts, %(max_attempts)s)"
+_ENDS = f"(%(final)s OR {_LIMIT} < 32767 AND attempts >= {_LIMIT})"
 _FAIL = f"""
 UPDATE {T} SET
   state = CASE WHEN NOT {_ENDS} THEN 'scheduled' WHEN dirty THEN 'queued' ELSE 'dead' END,
@@ -106,7 +109,7 @@ RELEASE_BOOT = f"""{_RELEASE}
      AND due_at IS NOT NULL ORDER BY id <skip locked></those> RETURNING {HINT}"""
 
 # The loop: timers, retries, lost messages, lost workers and expiry are one question, "who is due?"
-_SPENT = "state = 'running' AND attempts >= max_attempts"
+_SPENT = "state = 'running' AND max_attempts < 32767 AND attempts >= max_attempts"
 _DEAD = f"{_SPENT} AND NOT dirty"
 _LATE = "state <> 'running' AND expires_at <= <now>"
 DUE = f"""

@@ -32,7 +32,9 @@ from durable_jobs.result import JobResult
 
 CANVAS = ("link", "link_error", "chain", "chord", "group_id")
 OF_TEMPLATE = ("queue", "options", "delay", "eta", "expires", "expires_at", "max_attempts")
+# As many as a row can hold: the statements take it for no limit at all.
 UNBOUNDED = 32_767
+KEY_MAX_CHARS = 200
 Tracer = Callable[..., Any]
 
 
@@ -136,9 +138,9 @@ class JobTask(DjangoTask):
                 args, kwargs, task_id, producer, link, link_error, shadow, **options
             )
         call = self._call(args or (), kwargs or {}, task_id)
-        call.key = self.key if key is None else key
+        call.key = self._checked(self.key if key is None else key)
         call.owner = owner
-        call.max_attempts = max_attempts or call.max_attempts
+        call.max_attempts = self._budget(max_attempts)
         self._timing(call, options)
         # Celery's own rendering of the arguments costs more than the insert, and its retries of a
         # publication have a connection to repair.
@@ -174,7 +176,7 @@ class JobTask(DjangoTask):
         if self._get_app().conf.task_always_eager:
             return [UUID(self.apply_async(*_given(item), **options).id) for item in calls]
         written: list[Call] = []
-        template = Call(self.name, max_attempts or self.max_attempts or 1, uuid7())
+        template = Call(self.name, self._budget(max_attempts), uuid7())
         options["countdown"] = countdown
         self._timing(template, options)
         for item in calls:
@@ -186,7 +188,7 @@ class JobTask(DjangoTask):
             call = self._call(*given)
             for name in OF_TEMPLATE:
                 setattr(call, name, getattr(template, name))
-            call.key = key(item) if key else self.key
+            call.key = self._checked(key(item) if key else self.key)
             call.owner = owner(item) if owner else None
             written.append(call)
         return insert_many(written)
@@ -260,6 +262,19 @@ class JobTask(DjangoTask):
             options={"via": self.via} if self.via else {},
         )
 
+    def _checked(self, key: str | None) -> str | None:
+        if key is not None and not 0 < len(key) <= KEY_MAX_CHARS:
+            raise ValueError(
+                f"{self.name}: a key has 1 to {KEY_MAX_CHARS} characters, this one {len(key)}."
+            )
+        return key
+
+    def _budget(self, attempts: int | None) -> int:
+        attempts = self.max_attempts if attempts is None else attempts
+        if attempts is None or not 0 < attempts <= UNBOUNDED:
+            raise ValueError(f"{self.name}: max_attempts is a number from 1, not {attempts}.")
+        return attempts
+
     def _timing(self, call: Call, options: dict[str, Any]) -> None:
         """Move the times from the message's options to the row's timer."""
         call.delay = options.pop("countdown", None) or 0
@@ -277,7 +292,7 @@ def _given(item: Iterable[Any] | Mapping[str, Any]) -> tuple[Any, Any]:
 
 
 def _attempts(retries: int | None) -> int:
-    return UNBOUNDED if retries is None else min(retries + 1, UNBOUNDED)
+    return UNBOUNDED if retries is None else min(retries + 1, UNBOUNDED - 1)
 
 
 def _instant(value: datetime | str | None) -> datetime | None:

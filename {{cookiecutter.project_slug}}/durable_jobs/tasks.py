@@ -6,7 +6,6 @@ import celery
 import django
 from celery import shared_task
 
-from durable_jobs.conf import conf
 from durable_jobs.reconcile import loop
 
 if django.VERSION >= (6,) or find_spec("django_tasks"):
@@ -18,12 +17,3 @@ if django.VERSION >= (6,) or find_spec("django_tasks"):
 def reconcile() -> str:
     """Run one pass; beat sends it each tick, and a late one expires instead of piling up."""
     return str(loop.run_once())
-
-
-def beat_entry() -> dict[str, object]:
-    """Return the entry for `CELERY_BEAT_SCHEDULE`."""
-    return {
-        "task": reconcile.name,
-        "schedule": conf.TICK,
-        "options": {"queue": conf.CONTROL_QUEUE, "expires": conf.TICK},
-    }

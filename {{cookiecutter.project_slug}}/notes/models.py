@@ -61,6 +61,7 @@ class Copy(models.Model):
 
     class Meta:
         ordering = ("number",)
+        verbose_name_plural = "copies"
         constraints = (
             models.UniqueConstraint(fields=("note", "number"), name="one_copy_per_number"),
         )

@@ -16,7 +16,7 @@ from django.views.decorators.http import require_POST, require_safe
 from durable_jobs import Job
 from notes.forms import NoteForm
 from notes.models import Note
-from notes.tasks import ask_for_copies
+from notes.tasks import ask_for_copies, make_copies
 
 SHOWN = 10
 View = Callable[..., HttpResponse]
@@ -50,7 +50,7 @@ def index(request: HttpRequest) -> HttpResponse:
 def state(request: HttpRequest) -> JsonResponse:
     """Return what the page shows of the newest notes, by note: one answer for all of them."""
     # Seven days of them at most; a note has one at a time.
-    jobs = Prefetch("jobs", Job.objects.order_by("pk"))
+    jobs = Prefetch("jobs", Job.objects.filter(task=make_copies.name).order_by("pk"))
     notes = Note.objects.prefetch_related("copies", jobs)[:SHOWN]
     return JsonResponse({str(note.pk): describe(note) for note in notes})
 
@@ -62,7 +62,7 @@ def describe(note: Note) -> dict[str, object]:
         "wanted": note.copies_wanted,
         "made": [copy.number for copy in note.copies.all()],
         "job": words(job) if job else "",
-        "failed": job is not None and job.state == Job.State.DEAD,
+        "failed": job is not None and job.state in (Job.State.DEAD, Job.State.CANCELLED),
     }
 
 
@@ -82,14 +82,16 @@ def words(job: Job) -> str:
             return "waiting for a worker"
         case Job.State.DEAD:
             return f"failed for good: {reason}"
+        case Job.State.CANCELLED:
+            return reason
     return ""
 
 
 @staff_in_production
 @require_POST
 def retry(request: HttpRequest, pk: int) -> HttpResponse:
-    """Give the failed job of a note another chance."""
-    get_object_or_404(Note, pk=pk).jobs.retry()
+    """Give the job of a note that failed or was cancelled another chance."""
+    get_object_or_404(Note, pk=pk).jobs.filter(task=make_copies.name).retry()
     return redirect("notes:index")
 
 

@@ -116,6 +116,7 @@ class Migration(migrations.Migration):
                 ],
                 "constraints": [
                     models.UniqueConstraint(
+                        models.F("task"),
                         models.F("key"),
                         condition=models.Q(("due_at__isnull", False), ("key__isnull", False)),
                         name="durable_job_key",

@@ -120,10 +120,9 @@ def own_broker(tmp_path, monkeypatch):
     server, url = valkey.process(tmp_path / "valkey")
     server.start()
     processes.wait_until_ready([server])
+    # Celery asks the environment first, here and in the workers.
     monkeypatch.setenv("CELERY_BROKER_URL", url)
-    monkeypatch.setattr(current_app.conf, "broker_url", url)
-    monkeypatch.setattr(current_app.conf, "broker_read_url", url)
-    monkeypatch.setattr(current_app.conf, "broker_write_url", url)
+    assert current_app.conf.broker_read_url == current_app.conf.broker_write_url == url
     publisher.reset()
     yield server
     publisher.reset()

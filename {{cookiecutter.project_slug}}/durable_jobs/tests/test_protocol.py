@@ -34,7 +34,7 @@ MUTANTS = {
     "a run ends a job that was cancelled": ("FINISH_FREE", "AND state = 'running'", ""),
     "a run fails a job that has ended": ("FAIL", "AND state = 'running'", ""),
     "a claim does not change the token": ("CLAIM", "token = token + 1", "token = token"),
-    "a claim is no attempt": ("CLAIM", "attempts = attempts + 1,", ""),
+    "a claim is no attempt": ("CLAIM", "attempts = <least>(attempts, 32765) + 1,", ""),
     "a claim takes what runs": ("CLAIM", "state = 'queued' OR", "state <> 'dead' OR"),
     "a claim leaves the mark of a call": ("CLAIM", "dirty = false,", ""),
     "a claim waits for a lock": ("CLAIM", "<skip locked>", "FOR UPDATE"),
@@ -66,6 +66,7 @@ STORIES = [
     [CALL, TAKE, ("crash", 0), *LATER, TAKE, AGAIN, ("crash", 0), *LATER],
     [CALL, *[TAKE, ("lose_a_child_and_notice", 0), *LATER] * 3],
     [CALL, *[TAKE, ("hand_back", 0), *LATER] * 4],
+    [CALL, *[TAKE, ("fail", 0, False), ("stop_cold", 0), *LATER] * 3],
     *[
         [CALL, TAKE, ("take_over",), ("write_late", 1, how)]
         for how in ("succeed", "finish", "fail", "renew", "release")

@@ -68,6 +68,7 @@ class Migration(migrations.Migration):
                 ),
             ],
             options={
+                "verbose_name_plural": "copies",
                 "ordering": ("number",),
                 "constraints": [
                     models.UniqueConstraint(fields=("note", "number"), name="one_copy_per_number")

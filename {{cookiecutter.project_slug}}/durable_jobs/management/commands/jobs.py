@@ -20,6 +20,10 @@ def positive(text: str) -> int:
     return number
 
 
+def counted(count: int) -> str:
+    return "1 job" if count == 1 else f"{count} jobs"
+
+
 class Command(BaseCommand):
     help = "List, show, retry and cancel jobs."
 
@@ -75,13 +79,14 @@ class Command(BaseCommand):
 
     def list(self, options: dict[str, Any]) -> None:
         now = timezone.now()
+        line = "{!s:36}  {:9}  {:>9}  {:>8}  {}  {}  {}".format
+        self.stdout.write(line("ID", "STATE", "AGE", "ATTEMPTS", "TASK", "KEY", "ERROR"))
         for job in self.selected(options):
-            age = int((now - job.created_at).total_seconds())
+            age = f"{int((now - job.created_at).total_seconds())} s"
+            attempts = f"{job.attempts}/{job.max_attempts}"
             error = job.error.strip().rpartition("\n")[2][:60]
-            self.stdout.write(
-                f"{job.pk}  {job.state:9}  {age:>7} s  {job.attempts}/{job.max_attempts}  "
-                f"{job.task}  {error}"
-            )
+            shown = line(job.pk, job.state, age, attempts, job.task, job.key or "-", error)
+            self.stdout.write(shown.rstrip())
 
     def show(self, options: dict[str, Any]) -> None:
         job = self.job(options["id"])
@@ -90,13 +95,16 @@ class Command(BaseCommand):
 
     def retry(self, options: dict[str, Any]) -> None:
         count = self.selected(options).retry(spread=options["spread"])
-        self.stdout.write(f"{count} jobs will run again.")
+        self.stdout.write(f"{counted(count)} will run again.")
+        if not count:
+            self.stdout.write("Only dead and cancelled jobs, and those that back off, can.")
 
     def cancel(self, options: dict[str, Any]) -> None:
-        self.stdout.write(f"{self.selected(options).cancel()} jobs cancelled.")
+        self.stdout.write(f"{counted(self.selected(options).cancel())} cancelled.")
 
     def stats(self, options: dict[str, Any]) -> None:
         live = Job.objects.unfinished()
+        self.stdout.write(f"{'QUEUE':12} {'STATE':10} JOBS")
         for row in live.values("queue", "state").annotate(n=Count("pk")).order_by("queue", "state"):
             self.stdout.write(f"{row['queue']:12} {row['state']:10} {row['n']}")
         dead = Job.objects.filter(finished_at__isnull=False, state=Job.State.DEAD)

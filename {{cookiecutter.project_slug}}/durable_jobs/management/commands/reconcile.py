@@ -5,6 +5,7 @@ import time
 from argparse import ArgumentParser
 from typing import Any
 
+from celery import current_app
 from django.core.management.base import BaseCommand
 from django.db import Error, connections
 
@@ -23,6 +24,8 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, loop: bool, interval: float, **options: Any) -> None:
+        # Reconcilers are registered where tasks are, which only workers import by themselves.
+        current_app.loader.import_default_modules()
         if not loop:
             self.stdout.write(str(run_pass()))
             publisher.flush()
