@@ -46,6 +46,7 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
     "config.celery_checks.CeleryChecksConfig",
     "durable_jobs",
+    "probes",
     *(["notes"] if project.EXAMPLE_APP else []),
 ]
 
@@ -90,6 +91,8 @@ CELERY_BEAT_SCHEDULE = {
         "schedule": 5.0,
         "options": {"queue": "control", "expires": 5.0},
     },
+    # Only shows that beat's scheduler turns; a thread of beat sends the probes.
+    "probes.probe": {"task": "probes.probe", "schedule": 10.0},
 }
 # Django's own tasks API, for apps that use it: the same rows, the same workers.
 TASKS = {"default": {"BACKEND": "durable_jobs.backends.JobBackend"}}

@@ -4,12 +4,11 @@ from django.contrib import admin
 from django.urls import include, path
 from django.views.generic import RedirectView
 
-from config import health, project
+from config import project
 
 urlpatterns = [
     path("admin/", admin.site.urls),
-    path("healthz/live", health.live),
-    path("healthz/ready", health.ready),
+    path("", include("probes.urls")),
     path("jobs/", include("durable_jobs.urls")),
     path(
         "",

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 
 from config import project
 from devstack import programs, services, state
@@ -154,7 +155,7 @@ class Stack:
 def development_defaults() -> dict[str, str]:
     """Return what development needs and neither the environment nor `.env` gives: a fresh clone."""
     # Called for what is missing alone: a file with a password that is not in force misleads.
-    defaults = {
+    defaults: dict[str, Callable[[], str]] = {
         "DJANGO_DEBUG": lambda: "1",
         "DJANGO_SECRET_KEY": lambda: state.secret(FOLDER / "secret-key"),
         "FLOWER_BASIC_AUTH": lambda: f"dev:{state.secret(FOLDER / 'flower-password')}",

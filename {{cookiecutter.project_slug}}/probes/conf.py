@@ -1,0 +1,60 @@
+"""Every setting with its default: `PROBES = {"THRESHOLD": 30, ...}` in Django's settings.
+
+Spans are seconds.
+"""
+
+from typing import Any
+
+from celery import current_app
+from django.conf import settings
+
+DEFAULTS: dict[str, Any] = {
+    # How often beat sends a probe to each queue that has answered the last one.
+    "INTERVAL": 10.0,
+    # A probe that is on its way for longer makes its queue late; by queue, where one may be slower.
+    "THRESHOLD": 30.0,
+    "THRESHOLDS": {},
+    # A late queue whose workers start tasks is busy; after so many thresholds that is a fault, too.
+    "BUSY_FACTOR": 10,
+    # A probe without an answer is sent again after this time, then at doubled intervals.
+    "RESEND": 30.0,
+    "RESEND_MAX": 900.0,
+    # How often a worker says that it lives, and after what silence it does not.
+    "NODE": 5.0,
+    "NODE_TTL": 20.0,
+    # How often a process notes that it starts tasks of a queue.
+    "MOVED": 5.0,
+    # Which queues; by default all that CELERY_TASK_QUEUES declares.
+    "QUEUES": None,
+    # How long a health check waits for the database.
+    "TIMEOUT": 2.0,
+    # Latencies are kept so long, for the status page.
+    "RETENTION": 86400.0,
+    # Who hears of a late queue, once, and of its recovery: Django's ADMINS, and this URL by POST.
+    "WEBHOOK": "",
+    # Set it to let /healthz/queues and /metrics answer only to `Authorization: Bearer <token>`.
+    "TOKEN": "",
+}
+
+
+class Conf:
+    """`conf.THRESHOLD` reads the setting, or its default."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in DEFAULTS:
+            raise AttributeError(name)
+        return getattr(settings, "PROBES", {}).get(name, DEFAULTS[name])
+
+
+conf = Conf()
+
+
+def queues() -> list[str]:
+    """Return the names of the queues that are probed."""
+    names = conf.QUEUES if conf.QUEUES is not None else current_app.amqp.queues
+    return sorted(names)
+
+
+def threshold(queue: str) -> float:
+    """Return after how many seconds a probe of the queue is late."""
+    return float(conf.THRESHOLDS.get(queue, conf.THRESHOLD))

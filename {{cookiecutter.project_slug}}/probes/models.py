@@ -1,0 +1,86 @@
+"""What is known of queues and workers, each fact written by the process that knows it.
+
+All times are the database's: ages are right though clocks differ.
+"""
+
+import math
+
+from django.db import models
+from django.db.models.functions import Now
+
+# Upper bounds of the latency histogram, in seconds.
+BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, math.inf)
+
+
+def no_latencies() -> list[int]:
+    return [0] * len(BOUNDS)
+
+
+class Queue(models.Model):
+    """A queue, the probe that is on its way through it, and the last one that arrived."""
+
+    name = models.CharField(primary_key=True, max_length=100)
+    # Written by beat.
+    seen_at = models.DateTimeField(null=True)
+    depth = models.IntegerField(null=True)
+    probe = models.UUIDField(null=True)
+    outstanding_since = models.DateTimeField(null=True)
+    sent_at = models.DateTimeField(null=True)
+    sends = models.SmallIntegerField(default=0)
+    failing_since = models.DateTimeField(null=True)
+    failure = models.CharField(max_length=100, default="", blank=True)
+    # Written by the worker that the probe reached.
+    answered_at = models.DateTimeField(null=True)
+    latency = models.FloatField(null=True)
+    worker = models.CharField(max_length=200, default="", blank=True)
+    release = models.CharField(max_length=100, default="", blank=True)
+    answers = models.BigIntegerField(default=0)
+    seconds = models.FloatField(default=0)
+    buckets = models.JSONField(default=no_latencies)
+    # Written by every process that starts a task of the queue, now and then.
+    moved_at = models.DateTimeField(null=True)
+    # The incident people were told of: the state it began with.
+    alarm = models.CharField(max_length=20, default="", blank=True)
+    alarmed_at = models.DateTimeField(null=True)
+
+    class Meta:
+        ordering = ("name",)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Node(models.Model):
+    """A worker, as its main process describes itself every few seconds."""
+
+    name = models.CharField(primary_key=True, max_length=200)
+    queues = models.JSONField(default=list)
+    pid = models.IntegerField()
+    release = models.CharField(max_length=100, default="", blank=True)
+    slots = models.IntegerField(default=0)
+    active = models.IntegerField(default=0)
+    oldest_at = models.DateTimeField(null=True)
+    # Its session at PostgreSQL, which ends with the process, but not when that is stopped.
+    backend = models.IntegerField(null=True)
+    started_at = models.DateTimeField(db_default=Now())
+    seen_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        ordering = ("name",)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Sample(models.Model):
+    """The latency of one probe."""
+
+    queue = models.CharField(max_length=100)
+    at = models.DateTimeField(db_default=Now())
+    latency = models.FloatField()
+
+    class Meta:
+        indexes = (models.Index("at", name="probes_sample_at"),)
+
+    def __str__(self) -> str:
+        return f"{self.queue} {self.latency:.3f} s"

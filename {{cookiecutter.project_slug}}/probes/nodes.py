@@ -1,0 +1,142 @@
+"""What a worker says of itself: a thread of its main process writes a row every few seconds.
+
+A worker that is stopped properly deletes its row. One that was killed leaves it behind, and its
+session at the database ends with it; one that hangs, or is frozen, keeps the session.
+"""
+
+import atexit
+import logging
+import os
+import threading
+import time
+from datetime import timedelta
+from typing import Any
+
+from celery import signals
+from celery.worker import state
+from django.db import connection
+from django.db.models.functions import Now
+
+from probes.conf import conf
+from probes.models import Node, Queue
+from probes.tasks import RELEASE
+
+logger = logging.getLogger("probes")
+# A fork waits at most this long for the thread.
+FORK_SECONDS = 1.0
+
+
+class Gate:
+    """Keeps the pool's children from being born while the thread holds some lock of a library."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.held = False
+
+    def close(self) -> None:
+        self.held = self.lock.acquire(timeout=FORK_SECONDS)
+
+    def open(self) -> None:
+        if self.held:
+            self.held = False
+            self.lock.release()
+
+
+class Reporter:
+    """Describes the worker of this process; does nothing in a process that is no worker."""
+
+    def __init__(self) -> None:
+        self.consumer: Any = None
+        self.gate = Gate()
+
+    def start(self, sender: Any, **_: Any) -> None:
+        """Begin; Celery calls it again each time it has found its broker again."""
+        first, self.consumer = self.consumer is None, sender
+        if not first:
+            return
+        gate = self.gate
+        os.register_at_fork(before=gate.close, after_in_parent=gate.open, after_in_child=gate.open)
+        atexit.register(self.leave, os.getpid())
+        threading.Thread(target=self.run, name="probes", daemon=True).start()
+
+    def run(self) -> None:
+        from probes import incidents
+
+        pause = threading.Event()
+        while True:
+            try:
+                with self.gate.lock:
+                    self.report()
+                incidents.tell()
+            except Exception as error:  # a database that is away; others see that we are silent
+                logger.warning("probes: this worker cannot report: %r", error)
+            connection.close_if_unusable_or_obsolete()
+            pause.wait(conf.NODE)
+
+    def report(self) -> None:
+        """Write the row of this worker."""
+        consumer = self.consumer
+        starts = [request.time_start for request in list(state.active_requests)]
+        oldest = min((start for start in starts if start), default=None)
+        age = timedelta(seconds=max(0.0, time.time() - oldest)) if oldest else None
+        connection.ensure_connection()
+        node = Node(
+            name=consumer.hostname[:200],
+            queues=sorted(consumer.app.amqp.queues.consume_from),
+            pid=os.getpid(),
+            release=RELEASE[:100],
+            slots=getattr(consumer.pool, "limit", 0) or 0,
+            active=len(starts),
+            oldest_at=Now() - age if age is not None else None,
+            backend=backend(),
+            seen_at=Now(),
+        )
+        changing = [
+            field.name for field in Node._meta.fields if field.name not in ("name", "started_at")
+        ]
+        Node.objects.bulk_create(
+            [node], update_conflicts=True, unique_fields=["name"], update_fields=changing
+        )
+
+    def leave(self, pid: int) -> None:
+        """Take the row away: this worker ends because somebody wanted it to."""
+        if pid == os.getpid():
+            try:
+                Node.objects.filter(name=self.consumer.hostname, pid=pid).delete()
+            except Exception as error:
+                logger.warning("probes: this worker cannot say that it ends: %r", error)
+            connection.close()
+
+
+def backend() -> int | None:
+    """Return the process of PostgreSQL that serves this connection."""
+    info = getattr(connection.connection, "info", None)
+    return getattr(info, "backend_pid", None)
+
+
+class Movement(threading.local):
+    """When this thread noted last that tasks of a queue start."""
+
+    def __init__(self) -> None:
+        self.noted: dict[str, float] = {}
+
+    def note(self, task: Any = None, **_: Any) -> None:
+        queue = (task.request.delivery_info or {}).get("routing_key")
+        now = time.monotonic()
+        if not queue or task.request.is_eager or now - self.noted.get(queue, -1e9) < conf.MOVED:
+            return
+        self.noted[queue] = now
+        try:
+            Queue.objects.filter(name=queue).update(moved_at=Now())
+        except Exception as error:  # the task will find out by itself, if it needs the database
+            logger.warning("probes: cannot note that %s moves: %r", queue, error)
+            connection.close_if_unusable_or_obsolete()
+
+
+reporter, movement = Reporter(), Movement()
+
+
+def connect() -> None:
+    """Listen to Celery; called once, when Django has loaded its apps."""
+    signals.worker_ready.connect(reporter.start, weak=False)
+    signals.task_prerun.connect(movement.note, weak=False)

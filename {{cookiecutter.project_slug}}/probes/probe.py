@@ -1,0 +1,172 @@
+"""Sends a probe to each queue, from beat, and notes when a worker has taken it.
+
+At most one probe of a queue is on its way; a missing answer is the signal. It is sent again, with
+the same id, at doubled intervals, in case the broker has lost it: what piles up in a queue without
+a worker grows with the logarithm of the time, and all but the first to arrive do nothing.
+"""
+
+import logging
+import threading
+import time
+import uuid
+from datetime import timedelta
+from typing import Any
+
+import celery
+from celery import current_app, signals
+from django.db import Error, connection, transaction
+from django.db.models import F, Q
+from django.db.models.functions import Coalesce, Now
+
+from probes.conf import conf, queues
+from probes.models import BOUNDS, Node, Queue, Sample
+
+logger = logging.getLogger("probes")
+NODE_KEPT = timedelta(days=1)
+
+
+class ProbeTask(celery.Task):
+    """Beat's call of the task only shows that its scheduler turns; the thread below sends."""
+
+    abstract = True
+
+    def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+        if not args and not kwargs:
+            sender.ticked = time.monotonic()
+            return None
+        return super().apply_async(args, kwargs, **options)
+
+
+class Sender:
+    """A thread of beat. In the scheduler itself a broker that hangs would hold the probes up."""
+
+    def __init__(self) -> None:
+        self.ticked = time.monotonic()
+
+    def start(self, **_: Any) -> None:
+        self.ticked = time.monotonic()
+        threading.Thread(target=self.run, name="probes", daemon=True).start()
+
+    def run(self) -> None:
+        from probes import incidents
+
+        pause = threading.Event()
+        while not pause.wait(conf.INTERVAL):
+            try:
+                visit(alive=time.monotonic() - self.ticked < 3 * conf.INTERVAL)
+                incidents.tell()
+            except Exception as error:  # a database that is away, for one; what it knows is stale
+                logger.warning("probes: not sent: %r", error)
+            connection.close_if_unusable_or_obsolete()
+
+
+sender = Sender()
+signals.beat_init.connect(sender.start, weak=False)
+signals.beat_embedded_init.connect(sender.start, weak=False)
+
+
+def visit(*, alive: bool = True) -> None:
+    """Ask the broker for the depth of each queue and send the probes that are due.
+
+    `alive`: whether beat's scheduler turns. While the broker is away it may hang for a while.
+    """
+    names = queues()
+    Queue.objects.bulk_create([Queue(name=name) for name in names], ignore_conflicts=True)
+    rows = Queue.objects.filter(name__in=names)
+    try:
+        with broker() as connected:
+            if alive:
+                rows.update(seen_at=Now())
+            for name in names:
+                if probe := due(name):
+                    publish(name, probe, connected)
+                rows.filter(name=name).update(depth=depth(name, connected))
+    except Error:
+        raise
+    except Exception as error:  # whatever a broker client raises
+        # The next visit sends again what has not been sent.
+        rows.filter(sends=1, sent_at=F("outstanding_since")).update(outstanding_since=None)
+        rows.update(
+            seen_at=Now(),
+            failing_since=Coalesce("failing_since", Now()),
+            failure=type(error).__name__[:100],
+        )
+    else:
+        rows.exclude(failing_since=None).update(failing_since=None, failure="")
+    Sample.objects.filter(at__lt=Now() - timedelta(seconds=conf.RETENTION)).delete()
+    Node.objects.filter(seen_at__lt=Now() - NODE_KEPT).delete()
+
+
+def broker() -> Any:
+    """Return a connection that gives up soon, whatever the broker does."""
+    app = current_app._get_current_object()
+    limits = {
+        "max_retries": 0,
+        "socket_timeout": 2,
+        "socket_connect_timeout": 2,
+        "read_timeout": 2,
+        "write_timeout": 2,
+    }
+    known = app.conf.broker_transport_options
+    options = {name: value for name, value in limits.items() if name in known}
+    connected = app.connection_for_write(transport_options={**known, **options}, connect_timeout=2)
+    connected.ensure_connection(max_retries=0, timeout=2)
+    return connected
+
+
+def due(name: str) -> uuid.UUID | None:
+    """Note that a probe of this queue is sent now, and return its id; None when it is too early."""
+    row = Queue.objects.filter(name=name)
+    fresh = uuid.uuid4()
+    started = row.filter(outstanding_since=None).update(
+        probe=fresh, outstanding_since=Now(), sent_at=Now(), sends=1
+    )
+    if started:
+        return fresh
+    found = row.get()
+    wait = min(conf.RESEND * 2 ** max(found.sends - 1, 0), conf.RESEND_MAX)
+    again = row.filter(
+        probe=found.probe, sends=found.sends, sent_at__lt=Now() - timedelta(seconds=wait)
+    ).exclude(outstanding_since=None)
+    return found.probe if again.update(sent_at=Now(), sends=F("sends") + 1) else None
+
+
+def publish(name: str, probe: uuid.UUID, connected: Any) -> None:
+    from probes.tasks import probe as task
+
+    task.apply_async((name, str(probe)), queue=name, connection=connected, retry=False)
+
+
+def depth(name: str, connected: Any) -> int:
+    """Return how many messages wait in the queue, without those a worker has taken."""
+    with connected.channel() as channel:
+        try:
+            return int(
+                current_app.amqp.queues[name](channel).queue_declare(passive=True).message_count
+            )
+        except connected.channel_errors:  # it does not exist: on Redis it is empty
+            return 0
+
+
+def arrived(name: str, probe: str, worker: str, release: str) -> bool:
+    """Note that a worker took the probe; return False when it had been answered before."""
+    with transaction.atomic():
+        asked = Queue.objects.filter(Q(name=name, probe=probe)).exclude(outstanding_since=None)
+        row = asked.select_for_update().annotate(now=Now()).first()
+        if row is None or row.outstanding_since is None:
+            return False
+        latency = max(0.0, (row.now - row.outstanding_since).total_seconds())
+        slot = next(number for number, bound in enumerate(BOUNDS) if latency <= bound)
+        row.buckets[slot] += 1
+        asked.update(
+            outstanding_since=None,
+            answered_at=Now(),
+            latency=latency,
+            worker=worker[:200],
+            release=release[:100],
+            answers=F("answers") + 1,
+            seconds=F("seconds") + latency,
+            buckets=row.buckets,
+        )
+        Sample.objects.create(queue=name, latency=latency)
+    return True

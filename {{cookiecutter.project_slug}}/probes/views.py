@@ -1,0 +1,84 @@
+"""Health endpoints: is this process alive, can it work, and do the queues move?
+
+Each answers within a few milliseconds, and within `TIMEOUT` when the database or the broker hangs.
+"""
+
+import hmac
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from celery import current_app
+from django.db import connection
+from django.http import HttpRequest, JsonResponse
+from django.views.decorators.cache import never_cache
+from django.views.decorators.http import require_safe
+
+from probes import incidents
+from probes.conf import conf
+
+# What hangs in here holds up no request: those behind it are told so after TIMEOUT.
+_checks = ThreadPoolExecutor(4, thread_name_prefix="health")
+
+
+@never_cache
+@require_safe
+def live(request: HttpRequest) -> JsonResponse:
+    """Answer 200 while this process serves requests; it touches nothing else."""
+    return JsonResponse({"status": "ok"})
+
+
+@never_cache
+@require_safe
+def ready(request: HttpRequest) -> JsonResponse:
+    """Answer 200 when database and broker answer, else 503 and which of them does not."""
+    found = {"database": within(_database), "broker": within(_broker)}
+    failed = {name: error for name, (_, error) in found.items()}
+    status = {name: error or "ok" for name, error in failed.items()}
+    return JsonResponse(status, status=503 if any(failed.values()) else 200)
+
+
+@never_cache
+@require_safe
+def queues(request: HttpRequest) -> JsonResponse:
+    """Answer 200 when every queue moves, else 503; the facts of each queue either way."""
+    if not allowed(request):
+        return JsonResponse({"status": "unauthorized"}, status=401)
+    found, error = within(incidents.tell)
+    if error:
+        return JsonResponse({"status": "database_down", "error": error}, status=503)
+    fine = all(verdict.fine for verdict in found)
+    body = {"status": "ok" if fine else "late", "queues": {v.queue: v.as_dict() for v in found}}
+    return JsonResponse(body, status=200 if fine else 503)
+
+
+def allowed(request: HttpRequest) -> bool:
+    """Tell whether the request carries the token, if one is set."""
+    given = request.headers.get("Authorization", "")
+    return not conf.TOKEN or hmac.compare_digest(given, f"Bearer {conf.TOKEN}")
+
+
+def within(check: Callable[[], Any]) -> tuple[Any, str]:
+    """Run a check; return what it returns, and what is wrong in one word: "" when nothing is."""
+
+    def run() -> Any:
+        try:
+            return check()
+        finally:
+            connection.close()
+
+    try:
+        return _checks.submit(run).result(conf.TIMEOUT), ""
+    except Exception as error:
+        # the class only: messages of drivers carry hosts and user names
+        return None, type(error).__name__
+
+
+def _database() -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT 1")
+
+
+def _broker() -> None:
+    with current_app.connection_for_write() as broker:
+        broker.ensure_connection(max_retries=1, interval_start=0, timeout=2)
