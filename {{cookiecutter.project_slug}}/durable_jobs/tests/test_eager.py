@@ -90,3 +90,7 @@ def test_a_direct_call_runs_the_function_and_raises_what_it_raises():
     with pytest.raises(Ignore):
         tasks.ignore()
     assert Job.objects.count() == 0
+
+
+def test_an_id_that_is_no_uuid_has_a_job_as_well(call):
+    assert call(checkpoints, (1,), task_id="my-own-name").state == states.SUCCESS

@@ -11,6 +11,7 @@ from django.utils import timezone
 
 from durable_jobs import Job, JobTask
 from durable_jobs.publisher import EMPTY_BODY, publisher
+from durable_jobs.reconcile import fire_timers
 from durable_jobs.testing import drain
 from durable_jobs.tests import tasks
 
@@ -94,3 +95,42 @@ def test_a_worker_that_knows_the_task_as_a_plain_one_does_not_run_its_hints():
 
     with pytest.raises(TypeError, match="wake-up of a durable job"):
         any_task(**EMPTY_BODY[1])
+
+
+def test_tasks_share_no_keys():
+    first = tasks.noop.apply_async((1,), key="same")
+    other = tasks.fail.apply_async(key="same")
+    again = tasks.noop.apply_async((2,), key="same")
+    assert again.id == first.id != other.id
+    assert Job.objects.unfinished().filter(key="same").count() == 2
+    assert again.job.args == [2]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"key": "k" * 201}, "a key has 1 to 200 characters, this one 201"),
+        ({"key": ""}, "a key has 1 to 200 characters, this one 0"),
+        ({"max_attempts": 0}, "max_attempts is a number from 1, not 0"),
+    ],
+)
+def test_a_key_or_a_budget_that_cannot_be_is_refused_at_the_call(options, words):
+    with pytest.raises(ValueError, match=words):
+        tasks.noop.apply_async((1,), **options)
+    assert not Job.objects.exists()
+
+
+@shared_task(base=JobTask, max_retries=None)
+def never_gives_up():
+    raise OSError("not yet")
+
+
+def test_a_job_without_an_end_of_its_attempts_goes_on_at_the_largest_number_a_row_can_hold():
+    job = never_gives_up.delay()
+    for _ in range(3):
+        Job.objects.filter(pk=job.id).update(attempts=32_767, due_at=timezone.now())
+        drain()
+        assert (job.job.state, job.job.attempts) == (State.SCHEDULED, 32_766)
+    Job.objects.filter(pk=job.id).update(state=State.RUNNING, due_at=timezone.now())
+    fire_timers()
+    assert job.job.state == State.QUEUED

@@ -66,7 +66,7 @@ STORIES = [
     [CALL, TAKE, ("crash", 0), *LATER, TAKE, AGAIN, ("crash", 0), *LATER],
     [CALL, *[TAKE, ("lose_a_child_and_notice", 0), *LATER] * 3],
     [CALL, *[TAKE, ("hand_back", 0), *LATER] * 4],
-    [CALL, *[TAKE, ("fail", 0, False), ("stop_cold", 0), *LATER] * 3],
+    [CALL, TAKE, ("fail", 0, False), ("stop_cold", 0), ("stop_cold", 0)],
     *[
         [CALL, TAKE, ("take_over",), ("write_late", 1, how)]
         for how in ("succeed", "finish", "fail", "renew", "release")

@@ -1,6 +1,8 @@
 """When hints are sent; that they may be lost is shown in test_recovery.py."""
 
+import threading
 import time
+from collections import deque
 from uuid import uuid4
 
 import pytest
@@ -84,3 +86,24 @@ def test_a_failed_attempt_is_tried_again_in_time_without_the_loop(start_worker):
     job = tasks.autoretry.delay()  # a second attempt after 0.1 s, then it is dead
     wait_until(lambda: Job.objects.get(pk=job.id).state == State.DEAD, 10)
     assert Job.objects.get(pk=job.id).token == 2
+
+
+def test_a_thread_that_cannot_start_is_tried_again_with_the_next_hint(published, monkeypatch):
+    def refuse(self):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as full:
+        full.setattr(threading.Thread, "start", refuse)
+        published.send([a_hint()])
+        assert (published.thread, published.out) == (None, [])
+    published.send([a_hint()])
+    wait_until(lambda: len(published.out) == 2, 5)
+
+
+def test_a_full_queue_keeps_the_newest_when_the_broker_refuses_them(published, monkeypatch):
+    published.hints = deque(maxlen=3)
+    old, new = [a_hint(str(number)) for number in range(3)], a_hint("new")
+    published.hints.append(new)
+    monkeypatch.setattr("durable_jobs.publisher.PAUSES", (0,))
+    published._failed(old, OSError("refused"))
+    assert [hint.task for hint in published.hints] == ["1", "2", "new"]

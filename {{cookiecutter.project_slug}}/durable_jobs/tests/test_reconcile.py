@@ -210,8 +210,8 @@ def test_the_jobs_command_lists_shows_retries_cancels_and_counts():
     assert dead.id in listed
     assert "no such account" in listed
     assert "no such account" in command("jobs", "show", dead.id)
-    assert "1 jobs will run again" in command("jobs", "retry", "--state", "dead")
-    assert "1 jobs cancelled" in command("jobs", "cancel", live.id)
+    assert "1 job will run again" in command("jobs", "retry", "--state", "dead")
+    assert "1 job cancelled" in command("jobs", "cancel", live.id)
     stats = command("jobs", "stats")
     assert "scheduled  1" in stats
     assert "most overdue timer" in stats

@@ -4,6 +4,7 @@ from argparse import ArgumentParser
 from typing import Any
 from uuid import UUID
 
+from celery import current_app
 from django.core.management.base import BaseCommand, CommandError
 from django.db.models import Count, Min
 from django.db.models.functions import Now
@@ -113,5 +114,7 @@ class Command(BaseCommand):
         late = live.aggregate(late=Now() - Min("due_at"))["late"]
         seconds = max(0.0, late.total_seconds()) if late else 0.0
         self.stdout.write(f"most overdue timer: {seconds:.1f} s")
+        # Only workers import all tasks by themselves.
+        current_app.loader.import_default_modules()
         for name, count in unknown_tasks().items():
             self.stdout.write(f"unknown task {name}: {count} jobs wait for it")
