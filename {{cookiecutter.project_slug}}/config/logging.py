@@ -28,6 +28,8 @@ from structlog.stdlib import ProcessorFormatter
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 PRIVATE = ("data", "user_agent")
+# Tasks that beat sends every few seconds: nobody wants to read that one went well.
+ROUTINE = {"durable_jobs.reconcile", "probes.probe"}
 # What a task inherits. Not more: a value that is not JSON would make sending the task fail.
 INHERITED = ("request_id", "correlation_id", "user_id", "parent_task_id")
 # One receiver for all processes: a second one would log the sending of each task twice.
@@ -42,6 +44,7 @@ def logging_config(*, json_lines: bool, level: str) -> dict[str, Any]:
         "disable_existing_loggers": False,
         "filters": {
             "celery_reports": {"()": lambda: keep_report},
+            "routine": {"()": lambda: without_routine},
             "message_dumps": {"()": lambda: without_dump},
         },
         "formatters": {
@@ -55,6 +58,7 @@ def logging_config(*, json_lines: bool, level: str) -> dict[str, Any]:
         "root": {"handlers": ["stderr"], "level": level},
         "loggers": {
             "celery.app.trace": {"filters": ["celery_reports"]},
+            "celery.beat": {"filters": ["routine"]},
             "celery.worker.strategy": {"filters": ["celery_reports"]},
             "celery.worker.consumer.consumer": {"filters": ["message_dumps"]},
             "django": to_root,
@@ -76,7 +80,7 @@ def configure_structlog() -> None:
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
-            drop_healthy_probe,
+            drop_routine,
             *_PREPARE,
             to_standard_library,
         ],
@@ -142,9 +146,17 @@ def without_dump(record: logging.LogRecord) -> bool:
     return True
 
 
-def drop_healthy_probe(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Drop the line on a health check that went well."""
+def without_routine(record: logging.LogRecord) -> bool:
+    """Drop beat's line on a routine task that it sends."""
+    return record.levelno > logging.INFO or ROUTINE.isdisjoint(map(str, record.args or ()))
+
+
+def drop_routine(_logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+    """Drop the lines on health checks and routine tasks that went well."""
     if event.get("code") == 200 and str(event.get("request")).startswith("GET /healthz/"):
+        raise structlog.DropEvent
+    task = event.get("child_task_name") or structlog.contextvars.get_contextvars().get("task")
+    if method == "info" and task in ROUTINE and str(event.get("event")).startswith("task_"):
         raise structlog.DropEvent
     return event
 

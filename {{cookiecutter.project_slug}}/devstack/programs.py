@@ -14,8 +14,6 @@ ROOT = Path(__file__).resolve().parent.parent
 CELERY = [sys.executable, "-m", "celery", "-A", "config"]
 # Somebody who presses Ctrl-C or saves a file waits for it; longer tasks are handed back.
 GRACE, MARGIN = 8, 4
-# The loop runs every few seconds: four lines each time would hide what the terminal is for.
-QUIET = "WARNING"
 # Our servers are here, whatever proxy the environment names.
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -35,7 +33,7 @@ def web(folder: Path, port: int) -> Process:
     )
 
 
-def worker(folder: Path, name: str, queues: str, concurrency: int, level: str = "INFO") -> Process:
+def worker(folder: Path, name: str, queues: str, concurrency: int) -> Process:
     """Return a worker below the launcher; its pid is that of Celery's main process."""
     node = f"{name}@{socket.gethostname()}"
     pid_file = folder / f"{name}.pid"
@@ -44,7 +42,7 @@ def worker(folder: Path, name: str, queues: str, concurrency: int, level: str = 
         command=[
             *(sys.executable, str(ROOT / "deploy" / "worker.py")),
             *("--grace", str(GRACE), "--margin", str(MARGIN), "-n", node, "-Q", queues),
-            *("-c", str(concurrency), "--pidfile", str(pid_file), "-l", level),
+            *("-c", str(concurrency), "--pidfile", str(pid_file), "-l", "INFO"),
             # it costs a second at every start, and hands over revokes, which a reload may forget
             "--without-mingle",
         ],
@@ -64,7 +62,7 @@ def beat(folder: Path) -> Process:
         name="beat",
         command=[
             *(*CELERY, "beat", "--schedule", str(folder / "beat-schedule")),
-            *("--pidfile", str(pid_file), "-l", QUIET),
+            *("--pidfile", str(pid_file), "-l", "INFO"),
         ],
         log=folder / "log" / "beat.log",
         ready=pid_file.exists,
@@ -92,7 +90,7 @@ def all_programs(folder: Path, ports: tuple[int, int]) -> dict[str, Process]:
     programs = [
         web(folder, web_port),
         worker(folder, "worker", "default,high,low", concurrency=2),
-        worker(folder, "control", "control", concurrency=1, level=QUIET),
+        worker(folder, "control", "control", concurrency=1),
         beat(folder),
         flower(folder, flower_port),
     ]

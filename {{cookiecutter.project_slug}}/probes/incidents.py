@@ -7,6 +7,7 @@ next one tries.
 
 import json
 import logging
+import time
 import urllib.request
 from typing import Any
 
@@ -20,11 +21,14 @@ from probes.models import Queue
 
 logger = logging.getLogger("probes")
 WEBHOOK_SECONDS = 5
+BEGAN = time.monotonic()
 
 
 def tell() -> list[Verdict]:
     """Look at all queues, tell of what has changed, and return the verdicts."""
     found = verdicts()
+    if time.monotonic() - BEGAN < conf.THRESHOLD:
+        return found  # everything may just have been started, and the facts be of the time before
     told = dict(Queue.objects.exclude(alarm="").values_list("name", "alarm"))
     for verdict in found:
         if not verdict.fine and verdict.queue not in told:

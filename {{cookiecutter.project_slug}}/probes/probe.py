@@ -51,13 +51,14 @@ class Sender:
         from probes import incidents
 
         pause = threading.Event()
-        while not pause.wait(conf.INTERVAL):
+        while True:
             try:
                 visit(alive=time.monotonic() - self.ticked < 3 * conf.INTERVAL)
                 incidents.tell()
             except Exception as error:  # a database that is away, for one; what it knows is stale
                 logger.warning("probes: not sent: %r", error)
             connection.close_if_unusable_or_obsolete()
+            pause.wait(conf.INTERVAL)
 
 
 sender = Sender()

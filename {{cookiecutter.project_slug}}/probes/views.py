@@ -3,7 +3,6 @@
 Each answers within a few milliseconds, and within `TIMEOUT` when the database or the broker hangs.
 """
 
-import hmac
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from celery import current_app
 from django.db import connection
 from django.http import HttpRequest, JsonResponse
+from django.utils.crypto import constant_time_compare
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
@@ -55,7 +55,7 @@ def queues(request: HttpRequest) -> JsonResponse:
 def allowed(request: HttpRequest) -> bool:
     """Tell whether the request carries the token, if one is set."""
     given = request.headers.get("Authorization", "")
-    return not conf.TOKEN or hmac.compare_digest(given, f"Bearer {conf.TOKEN}")
+    return not conf.TOKEN or constant_time_compare(given, f"Bearer {conf.TOKEN}")
 
 
 def within(check: Callable[[], Any]) -> tuple[Any, str]:
