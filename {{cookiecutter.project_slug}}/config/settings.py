@@ -8,6 +8,7 @@ import logging
 import os
 from pathlib import Path
 
+import django
 import environ
 from django.core.exceptions import ImproperlyConfigured
 
@@ -94,6 +95,15 @@ CELERY_BEAT_SCHEDULE = {
     # Only shows that beat's scheduler turns; a thread of beat sends the probes.
     "probes.probe": {"task": "probes.probe", "schedule": 10.0},
 }
+# Who hears of a queue that does not move; each of the three may be left out.
+_mails = env.list("DJANGO_ADMINS", default=[])
+ADMINS = _mails if django.VERSION >= (6,) else [(mail, mail) for mail in _mails]
+PROBES = {
+    "WEBHOOK": env.str("PROBES_WEBHOOK", default=""),
+    "TOKEN": env.str("PROBES_TOKEN", default=""),
+}
+if "EMAIL_URL" in os.environ:
+    globals().update(env.email("EMAIL_URL"))
 # Django's own tasks API, for apps that use it: the same rows, the same workers.
 TASKS = {"default": {"BACKEND": "durable_jobs.backends.JobBackend"}}
 

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import django
 import pytest
 from django.core import mail
 from django.db import connection
@@ -48,7 +49,7 @@ def late(settings, monkeypatch, webhook):
     """One queue that beat has just looked at, whose probe has been on its way for too long."""
     monkeypatch.setattr(incidents, "BEGAN", 0.0)
     settings.PROBES = {"QUEUES": ["mail"], "WEBHOOK": webhook.url, "THRESHOLD": 30}
-    settings.ADMINS = [("Ops", "ops@example.com")]
+    settings.ADMINS = ["a@b.c"] if django.VERSION >= (6,) else [("Ops", "a@b.c")]
     row = Queue.objects.create(name="mail")
     Queue.objects.update(seen_at=Now(), outstanding_since=ago(31))
     return row
