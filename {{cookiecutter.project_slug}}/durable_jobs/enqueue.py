@@ -47,6 +47,7 @@ OWN_HEADERS = frozenset(
         "stamps",
     ]
 )
+KEY_MAX_CHARS = 200
 COLUMNS = "id task args kwargs queue options key owner_type_id owner_id max_attempts state due_at"
 
 
@@ -161,6 +162,13 @@ def owner_columns(owner: models.Model | None) -> tuple[int | None, str | None]:
     if owner.pk is None:
         raise ValueError(f"The owner {owner!r} is not saved: it has no primary key yet.")
     return ContentType.objects.get_for_model(owner).pk, str(owner.pk)
+
+
+def checked_key(task: str, key: str | None) -> str | None:
+    """Return the key, or say what is wrong with it."""
+    if key is not None and not 0 < len(key) <= KEY_MAX_CHARS:
+        raise ValueError(f"{task}: a key has 1 to {KEY_MAX_CHARS} characters, this one {len(key)}.")
+    return key
 
 
 def encode(task: str, value: Any) -> str:

@@ -13,19 +13,16 @@ from collections.abc import Iterable
 from typing import Any
 from uuid import UUID
 
-from billiard.einfo import ExceptionInfo
 from celery.app.trace import trace_ok_t
-from celery.exceptions import Reject
 from celery.utils.saferepr import saferepr
 from django.db import Error, connections
 from kombu.utils.json import dumps
 
 from durable_jobs import dialect, identity, statements
+from durable_jobs.adopt import adopt, hand_back
 from durable_jobs.conf import conf
 from durable_jobs.dialect import Hint
-from durable_jobs.enqueue import Call, call_options
 from durable_jobs.heartbeat import heartbeat
-from durable_jobs.ids import row_id
 from durable_jobs.publisher import publisher
 from durable_jobs.run import Run, give_back, running
 
@@ -33,26 +30,6 @@ logger = logging.getLogger("durable_jobs.slices")
 # How long after its last job a worker counts as busy, and how many jobs it may know ahead.
 BUSY_SECONDS = 0.02
 ALONG_KEPT = 1000
-# What Celery's worker puts beside the headers of a message.
-OF_THE_WORKER = frozenset(
-    [
-        "properties",
-        "reply_to",
-        "correlation_id",
-        "hostname",
-        "delivery_info",
-        "args",
-        "kwargs",
-        "is_eager",
-        "callbacks",
-        "errbacks",
-        "chain",
-        "chord",
-        "loglevel",
-        "logfile",
-        "headers",
-    ]
-)
 NOTHING = "nothing to do: the job is done, or somebody else has it"
 
 
@@ -276,10 +253,10 @@ def trace(
         return tracer(task_id, args, kwargs, request)  # part of a plain canvas: as plain as it came
     if ids is None:
         try:
-            ids = [str(_adopt(task, task_id, args, kwargs, request))]
+            ids = [str(adopt(task, task_id, args, kwargs, request))]
         except Error:
             logger.exception("durable_jobs: no row can be made of message %s yet", task_id)
-            return _rejected(task_id)
+            return hand_back(task_id)
     try:
         return Slice(task, tracer, request, ids).work()
     except Error:
@@ -287,24 +264,3 @@ def trace(
         # pool would keep the message, and its place in the worker, for ever.
         logger.exception("durable_jobs: jobs of hint %s could not be claimed", task_id)
         return trace_ok_t(None, None, 0.0, NOTHING)
-
-
-def _rejected(task_id: str) -> Any:
-    """Return an outcome that gives the message, which is all there is of the job, back."""
-    time.sleep(1)  # or it would come back at once, again and again
-    try:
-        raise Reject(f"no database for {task_id}", requeue=True)
-    except Reject:
-        return trace_ok_t(1, ExceptionInfo(), 0.0, "")
-
-
-def _adopt(task: Any, task_id: str, args: Any, kwargs: Any, request: dict[str, Any]) -> UUID:
-    """Make a row of a message that has none: sent by name, or before the task became durable."""
-    job = row_id(task_id)
-    info = request.get("delivery_info") or {}
-    call = Call(task.name, task.max_attempts, job, dumps(args), dumps(kwargs))
-    call.queue = info.get("routing_key") or ""
-    headers = {name: value for name, value in request.items() if name not in OF_THE_WORKER}
-    call.options = call_options({"timelimit": (), "parent_id": None, **headers}, info)
-    call.insert(adopt=True)
-    return job

@@ -23,6 +23,7 @@ from durable_jobs.enqueue import (
     Call,
     RowProducer,
     TemplateProducer,
+    checked_key,
     encode,
     insert_many,
 )
@@ -34,7 +35,6 @@ CANVAS = ("link", "link_error", "chain", "chord", "group_id")
 OF_TEMPLATE = ("queue", "options", "delay", "eta", "expires", "expires_at", "max_attempts")
 # As many as a row can hold: the statements take it for no limit at all.
 UNBOUNDED = 32_767
-KEY_MAX_CHARS = 200
 Tracer = Callable[..., Any]
 
 
@@ -138,7 +138,7 @@ class JobTask(DjangoTask):
                 args, kwargs, task_id, producer, link, link_error, shadow, **options
             )
         call = self._call(args or (), kwargs or {}, task_id)
-        call.key = self._checked(self.key if key is None else key)
+        call.key = checked_key(self.name, self.key if key is None else key)
         call.owner = owner
         call.max_attempts = self._budget(max_attempts)
         self._timing(call, options)
@@ -188,7 +188,7 @@ class JobTask(DjangoTask):
             call = self._call(*given)
             for name in OF_TEMPLATE:
                 setattr(call, name, getattr(template, name))
-            call.key = self._checked(key(item) if key else self.key)
+            call.key = checked_key(self.name, key(item) if key else self.key)
             call.owner = owner(item) if owner else None
             written.append(call)
         return insert_many(written)
@@ -261,13 +261,6 @@ class JobTask(DjangoTask):
             rerun=self.rerun,
             options={"via": self.via} if self.via else {},
         )
-
-    def _checked(self, key: str | None) -> str | None:
-        if key is not None and not 0 < len(key) <= KEY_MAX_CHARS:
-            raise ValueError(
-                f"{self.name}: a key has 1 to {KEY_MAX_CHARS} characters, this one {len(key)}."
-            )
-        return key
 
     def _budget(self, attempts: int | None) -> int:
         attempts = self.max_attempts if attempts is None else attempts
