@@ -102,6 +102,8 @@ PROBES = {
     "WEBHOOK": env.str("PROBES_WEBHOOK", default=""),
     "TOKEN": env.str("PROBES_TOKEN", default=""),
 }
+# Who sends a mail, beat for one, must not hang with the mail server.
+EMAIL_TIMEOUT = 10
 if "EMAIL_URL" in os.environ:
     globals().update(env.email("EMAIL_URL"))
 # Django's own tasks API, for apps that use it: the same rows, the same workers.

@@ -23,6 +23,11 @@ from probes.models import BOUNDS, Node, Queue, Sample
 
 logger = logging.getLogger("probes")
 NODE_KEPT = timedelta(days=1)
+# By the kind of broker: after how many seconds an operation gives up.
+LIMITS = {
+    "redis": {"socket_timeout": 2, "socket_connect_timeout": 2, "max_retries": 0},
+    "amqp": {"read_timeout": 2, "write_timeout": 2},
+}
 
 
 class ProbeTask(celery.Task):
@@ -74,19 +79,22 @@ def visit(*, alive: bool = True) -> None:
     names = queues()
     Queue.objects.bulk_create([Queue(name=name) for name in names], ignore_conflicts=True)
     rows = Queue.objects.filter(name__in=names)
+    asking = ""
     try:
         with broker() as connected:
             if alive:
                 rows.update(seen_at=Now())
             for name in names:
+                asking = name
                 if probe := due(name):
                     publish(name, probe, connected)
+                asking = ""
                 rows.filter(name=name).update(depth=depth(name, connected))
     except Error:
         raise
     except Exception as error:  # whatever a broker client raises
-        # The next visit sends again what has not been sent.
-        rows.filter(sends=1, sent_at=F("outstanding_since")).update(outstanding_since=None)
+        # The next visit sends again what was not sent.
+        rows.filter(name=asking, sends=1).update(outstanding_since=None)
         rows.update(
             seen_at=Now(),
             failing_since=Coalesce("failing_since", Now()),
@@ -101,16 +109,9 @@ def visit(*, alive: bool = True) -> None:
 def broker() -> Any:
     """Return a connection that gives up soon, whatever the broker does."""
     app = current_app._get_current_object()
-    limits = {
-        "max_retries": 0,
-        "socket_timeout": 2,
-        "socket_connect_timeout": 2,
-        "read_timeout": 2,
-        "write_timeout": 2,
-    }
-    known = app.conf.broker_transport_options
-    options = {name: value for name, value in limits.items() if name in known}
-    connected = app.connection_for_write(transport_options={**known, **options}, connect_timeout=2)
+    driver = app.connection_for_write().transport.driver_type
+    options = {**app.conf.broker_transport_options, **LIMITS.get(driver, {})}
+    connected = app.connection_for_write(transport_options=options, connect_timeout=2)
     connected.ensure_connection(max_retries=0, timeout=2)
     return connected
 
