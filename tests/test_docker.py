@@ -123,6 +123,11 @@ def test_note_written_in_the_browser_gets_its_copies(stack: Stack) -> None:
     assert status(stack.url("web", 8000) + "/static/notes/notes.css") == 200
 
 
+def test_a_probe_goes_through_every_queue(stack: Stack) -> None:
+    queues = stack.url("web", 8000) + "/healthz/queues"
+    wait_for("a probe through every queue", 60, lambda: status(queues) == 200)
+
+
 def test_nothing_runs_as_root_or_can_gain_rights(stack: Stack) -> None:
     for service in stack.compose("ps", "--services").split():
         assert int(stack.compose("exec", "-T", service, "id", "-u")) > 0, service
@@ -223,6 +228,7 @@ def test_worker_that_hangs_is_unhealthy_until_it_goes_on(stack: Stack) -> None:
 def test_broker_that_hangs_makes_web_not_ready_and_no_worker_unhealthy(stack: Stack) -> None:
     broker = next(name for name in BROKERS if name in stack.compose("ps", "--services").split())
     ready = stack.url("web", 8000) + "/healthz/ready"
+    queues = stack.url("web", 8000) + "/healthz/queues"
     wait_for("health", 60, lambda: stack.health("worker") == "healthy")
     assert status(ready) == 200
     stack.compose("pause", broker)
@@ -231,7 +237,9 @@ def test_broker_that_hangs_makes_web_not_ready_and_no_worker_unhealthy(stack: St
         until = time.monotonic() + HEARTBEAT_LIMIT + 10
         while time.monotonic() < until:
             assert stack.health("worker") == "healthy"
+        wait_for("an alarm", 60, lambda: status(queues) == 503)
     finally:
         stack.compose("unpause", broker)
     wait_for("readiness", 60, lambda: status(ready) == 200)
+    wait_for("probes", 90, lambda: status(queues) == 200)
     wait_for_copies(stack, write_note(stack, copies=4, seconds=0), 4, seconds=120)
