@@ -8,6 +8,7 @@ Needs a database that may be written to: rows of the probes are deleted. Prints 
 
 import argparse
 import json
+import logging
 import os
 import random
 import signal
@@ -23,6 +24,7 @@ import django
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
 django.setup()
 
+from django.conf import settings  # noqa: E402
 from django.test import Client  # noqa: E402
 
 from probes.models import Node, Queue  # noqa: E402
@@ -136,10 +138,13 @@ def main() -> None:
     options = parser.parse_args()
     Queue.objects.all().delete()
     Node.objects.all().delete()
+    logging.disable()
     told, rng = Told(), random.Random(options.seed)
+    hook = f"http://127.0.0.1:{told.server_port}/"
+    settings.PROBES["WEBHOOK"] = hook  # asking for /healthz/queues notices, too
     environment = {
         **os.environ,
-        "PROBES_WEBHOOK": f"http://127.0.0.1:{told.server_port}/",
+        "PROBES_WEBHOOK": hook,
         "DJANGO_SETTINGS_MODULE": "probes.tests.detection_settings",
     }
     print(f"seed {options.seed}")
