@@ -219,7 +219,7 @@ def check_tasks(app: Celery) -> list[Message]:
         for name, task in plain.items()
         if (used := used_by(name, task))
     ]
-    if own and not found and len(plain) == len(own):
+    if own and not found and len(plain) == len(own) and not issubclass(app.Task, JobTask):
         found.append(
             checks.Warning(
                 "No task is durable.",

@@ -266,12 +266,25 @@ def test_broken_file_does_not_end_the_stack_and_the_mended_one_is_live(project):
     project.wait_for_output("worker DIED: exit code", position)
     celery.write_text(good)
     with urls.open("a") as file:
-        file.write('urlpatterns.append(path("new-page", health.live))\n')
+        file.write("from probes.views import live\n")
+        file.write('urlpatterns.append(path("new-page", live))\n')
     wait_until(lambda: get(f"{project.state['web']}new-page") == 200, 60)
     project.wait_for_output("worker is up again", position)
     project.run_task()
     changed = {name for name, pid in project.pids.items() if pid != before[name]}
     assert changed == {"web", "worker", "control", "beat"}
+
+
+def test_app_that_is_made_meanwhile_is_watched_as_well(project):
+    app, position = project.folder / "later", len(project.output.read_text())
+    app.mkdir()
+    (app / "__init__.py").write_text("")
+    project.wait_for_output("later/__init__.py changed", position)
+    project.wait_for_output("worker is up again", position)
+    position = len(project.output.read_text())
+    (app / "tasks.py").write_text("")
+    project.wait_for_output("later/tasks.py changed", position)
+    project.wait_for_output("worker is up again", position)
 
 
 def test_sigterm_stops_everything_in_reverse_order_and_the_data_stays(project):

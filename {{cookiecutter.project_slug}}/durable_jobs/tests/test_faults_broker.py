@@ -121,7 +121,8 @@ def own_broker(tmp_path, monkeypatch):
     server.start()
     processes.wait_until_ready([server])
     # Celery asks the environment first, here and in the workers.
-    monkeypatch.setenv("CELERY_BROKER_URL", url)
+    for name in ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL"):
+        monkeypatch.setenv(name, url)
     assert current_app.conf.broker_read_url == current_app.conf.broker_write_url == url
     publisher.reset()
     yield server

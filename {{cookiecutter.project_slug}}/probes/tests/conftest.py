@@ -121,7 +121,8 @@ def own_broker(tmp_path, monkeypatch):
     server, url = valkey.process(tmp_path / "valkey")
     server.start()
     processes.wait_until_ready([server])
-    monkeypatch.setenv("CELERY_BROKER_URL", url)
+    for name in ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL"):
+        monkeypatch.setenv(name, url)
     yield server
     server.send(signal.SIGCONT)
     processes.stop([server])

@@ -1,7 +1,6 @@
 """Health of the web process."""
 
 import pytest
-from celery import current_app
 from django.db import connections
 from django.test import Client
 
@@ -20,7 +19,7 @@ def test_ready_reaches_database_and_broker(client: Client) -> None:
 @pytest.mark.django_db
 def test_ready_names_the_broker_that_is_down(client: Client, monkeypatch, free_port: int) -> None:
     url = f"redis://:secret@127.0.0.1:{free_port}/0"
-    monkeypatch.setattr(current_app.conf, "broker_write_url", url)
+    monkeypatch.setenv("CELERY_BROKER_WRITE_URL", url)
     answer = client.get("/healthz/ready")
     assert answer.status_code == 503
     assert answer.json() == {"database": "ok", "broker": "OperationalError"}
