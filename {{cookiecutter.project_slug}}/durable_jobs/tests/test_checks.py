@@ -112,6 +112,8 @@ def test_a_reconciler_of_a_plain_task_is_an_error(make):
 
 def test_a_project_without_any_durable_task_is_warned(make, monkeypatch):
     monkeypatch.setattr(checks, "own_tasks", lambda app: {"shop.plain": make("plain", Task)})
+    assert ids() == []  # this project's tasks are durable by default
+    monkeypatch.setattr(current_app._get_current_object(), "Task", Task)
     assert ids() == ["W005"]
 
 

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from celery import current_app
 from django.test import Client
 from django.urls import reverse
 
@@ -27,7 +26,7 @@ def broker(
     """A broker of this test alone, which this process and its workers use."""
     process, url = valkey.process(tmp_path / "valkey")
     project_environment["CELERY_BROKER_URL"] = url
-    monkeypatch.setattr(current_app.conf, "broker_write_url", url)
+    monkeypatch.setenv("CELERY_BROKER_WRITE_URL", url)
     process.start()
     processes.wait_until_ready([process])
     yield process
