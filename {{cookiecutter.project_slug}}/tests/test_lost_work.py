@@ -15,6 +15,7 @@ from django.db import connection
 from tests import tasks
 from tests.processes import running_worker, wait_until
 
+pytestmark = pytest.mark.faults
 TASKS = 6
 ARMS = {"config.settings": 0, "tests.stock_settings": 1}
 

@@ -21,6 +21,7 @@ from config.celery import app
 from tests import tasks
 from tests.processes import LAUNCHER, Worker, children, running_worker, wait_until
 
+pytestmark = pytest.mark.faults
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the kernel must offer it")
 CTRL_C = b"\x03"
 

@@ -109,6 +109,7 @@ def test_no_order_of_events_loses_a_job_or_takes_effect_twice():
     run_state_machine_as_test(Protocol, settings=settings(COMMON, max_examples=EXAMPLES))
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_a_mutant_of_the_protocol_is_found(mutant, monkeypatch):
     name, text, instead = MUTANTS[mutant]
