@@ -152,8 +152,9 @@ def without_routine(record: logging.LogRecord) -> bool:
 
 
 def drop_routine(_logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
-    """Drop the lines on health checks and routine tasks that went well."""
-    if event.get("code") == 200 and str(event.get("request")).startswith("GET /healthz/"):
+    """Drop the lines on health checks, scrapes and routine tasks that went well."""
+    quiet = ("GET /healthz/", "GET /metrics")
+    if event.get("code") == 200 and str(event.get("request")).startswith(quiet):
         raise structlog.DropEvent
     task = event.get("child_task_name") or structlog.contextvars.get_contextvars().get("task")
     if method == "info" and task in ROUTINE and str(event.get("event")).startswith("task_"):

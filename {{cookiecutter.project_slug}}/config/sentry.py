@@ -92,8 +92,9 @@ def after_fork(**_signal: object) -> None:
 
 
 def sample(context: dict[str, Any], rate: float) -> float:
-    """Return the probability of tracing: none for health checks, else the caller's decision."""
-    if context.get("wsgi_environ", {}).get("PATH_INFO", "").startswith("/healthz/"):
+    """Return the probability of tracing: none for what machines ask, else the caller's decision."""
+    path = context.get("wsgi_environ", {}).get("PATH_INFO", "")
+    if path.startswith(("/healthz/", "/metrics")):
         return 0
     caller = context.get("parent_sampled")
     return rate if caller is None else float(caller)

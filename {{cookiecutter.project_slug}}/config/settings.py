@@ -102,10 +102,24 @@ PROBES = {
     "WEBHOOK": env.str("PROBES_WEBHOOK", default=""),
     "TOKEN": env.str("PROBES_TOKEN", default=""),
 }
+_mail = {**env.email_url("EMAIL_URL", default="smtp://localhost:25")}
 # Who sends a mail, beat for one, must not hang with the mail server.
-EMAIL_TIMEOUT = 10
-if "EMAIL_URL" in os.environ:
-    globals().update(env.email("EMAIL_URL"))
+_mail["EMAIL_TIMEOUT"] = 10
+if django.VERSION >= (6, 1):
+    _options = {
+        "host": "HOST",
+        "port": "PORT",
+        "username": "HOST_USER",
+        "password": "HOST_PASSWORD",
+        "use_tls": "USE_TLS",
+        "use_ssl": "USE_SSL",
+        "timeout": "TIMEOUT",
+    }
+    _smtp = {name: _mail.get(f"EMAIL_{key}") for name, key in _options.items()}
+    _backend = _mail["EMAIL_BACKEND"]
+    MAILERS = {"default": {"BACKEND": _backend, "OPTIONS": _smtp if ".smtp." in _backend else {}}}
+else:
+    globals().update(_mail)
 # Django's own tasks API, for apps that use it: the same rows, the same workers.
 TASKS = {"default": {"BACKEND": "durable_jobs.backends.JobBackend"}}
 
@@ -135,8 +149,8 @@ WHITENOISE_USE_FINDERS = DEBUG
 
 if not DEBUG:
     SECURE_SSL_REDIRECT = env.bool("DJANGO_SECURE_SSL_REDIRECT", default=True)
-    # Load balancers and container health checks speak plain HTTP to the process itself.
-    SECURE_REDIRECT_EXEMPT = [r"^healthz/"]
+    # Load balancers, container health checks and Prometheus speak plain HTTP to the process itself.
+    SECURE_REDIRECT_EXEMPT = [r"^healthz/", r"^metrics$"]
     SECURE_HSTS_SECONDS = env.int("DJANGO_SECURE_HSTS_SECONDS", default=30 * 24 * 3600)
     SECURE_HSTS_INCLUDE_SUBDOMAINS = True
     SECURE_HSTS_PRELOAD = True

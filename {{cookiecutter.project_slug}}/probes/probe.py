@@ -20,6 +20,7 @@ from django.db.models.functions import Coalesce, Now
 
 from probes.conf import conf, queues
 from probes.models import BOUNDS, Node, Queue, Sample
+from probes.tally import tally
 
 logger = logging.getLogger("probes")
 NODE_KEPT = timedelta(days=1)
@@ -60,6 +61,7 @@ class Sender:
             try:
                 visit(alive=time.monotonic() - self.ticked < 3 * conf.INTERVAL)
                 incidents.tell()
+                tally()
             except Exception as error:  # a database that is away, for one; what it knows is stale
                 logger.warning("probes: not sent: %r", error)
             connection.close_if_unusable_or_obsolete()
