@@ -2,10 +2,10 @@
 
 import os
 
-from celery import Celery
+from celery import Celery, signals
 
 from config import logging, project
-from config.liveness import Heartbeat, KeepSent
+from config.liveness import Heartbeat, KeepSent, watch_beat
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
 
@@ -14,4 +14,5 @@ app = Celery(project.SLUG, task_cls="durable_jobs:JobTask")
 app.config_from_object("django.conf:settings", namespace="CELERY")
 app.autodiscover_tasks()
 app.steps["worker"].update({Heartbeat, KeepSent})
+signals.beat_init.connect(watch_beat)
 logging.connect_celery(app)

@@ -1,25 +1,30 @@
-"""What a worker adds to Celery for whoever supervises it: a heartbeat file, and a prompt end.
+"""What worker and beat add to Celery for who supervises them: a heartbeat file, and a prompt end.
 
-The file is touched while the event loop turns, or while the main thread is where it may stay long.
-Waiting for a broker is such a place: a restart would not bring the broker back. A main process that
-hangs or is stopped touches nothing. Not seen here: pool processes that hang (time limits end them),
-and a worker that is connected but gets no messages.
+The file is touched while a worker's event loop turns and while beat's scheduler does, or while the
+main thread is where it may stay long. Waiting for a broker is such a place: a restart would not
+bring the broker back. A main process that hangs or is stopped touches nothing; and beat, of which
+there is only one, ends when it hangs, so that it is started again. Not seen here: pool processes
+that hang (time limits end them), and a worker that is connected but gets no messages.
 """
 
+import faulthandler
 import os
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import CodeType
 from typing import Any
 
-from celery import bootsteps
+from celery import beat, bootsteps
 from celery.concurrency.base import apply_target
 from celery.worker import WorkController
 from kombu.connection import Connection
 
 SECONDS = 1
+HANG_SECONDS = 60  # after which beat ends
 BROKER_CLIENTS = {"amqp", "redis"}  # packages that wait for answers, which a frozen broker delays
 MAY_STAY: set[CodeType] = {
     Connection._ensure_connection.__code__,  # retries until the broker is back; publishing too
@@ -44,23 +49,48 @@ class Heartbeat(bootsteps.StartStopStep):
         """Watch the main thread from another one, which runs as long as the process."""
         worker.timer.call_repeatedly(SECONDS / 2, self.turn)
         main = threading.get_ident()
-        # A thread, because the main thread turns no loop while it waits for a broker.
-        threading.Thread(target=self.watch, args=[main], name="heartbeat", daemon=True).start()
+        watch(str(self.path), lambda: self.came_round() or may_stay(main))
 
     def turn(self) -> None:
         """Note that the event loop came round."""
         self.turned = True
 
-    def watch(self, main: int) -> None:
-        """Touch the file now and then, unless the main thread hangs."""
-        path = Path(str(self.path))
-        pause = threading.Event()
-        while True:
-            if self.turned or may_stay(main):
-                self.turned = False
-                with suppress(OSError):  # a full disk for a minute must not end the watch
-                    path.touch()
-            pause.wait(SECONDS)
+    def came_round(self) -> bool:
+        """Tell whether the event loop came round since the last call."""
+        turned, self.turned = self.turned, False
+        return turned
+
+
+def watch_beat(**_signal: object) -> None:
+    """Touch the file named by `BEAT_HEARTBEAT_FILE`, and end beat when it hangs, if that is set."""
+    if path := os.environ.get("BEAT_HEARTBEAT_FILE"):
+        watch(path, partial(beat_turns, threading.get_ident()))
+
+
+def beat_turns(main: int) -> bool:
+    """Tell whether beat sleeps between two ticks or waits for the broker; else its time runs."""
+    frame = sys._current_frames().get(main)
+    between = frame is not None and frame.f_code is beat.Service.start.__code__
+    if not between and not may_stay(main):
+        return False
+    # It needs no lock of the interpreter, and writes where each thread was.
+    faulthandler.dump_traceback_later(HANG_SECONDS, exit=True)
+    return True
+
+
+def watch(path: str, alive: Callable[[], bool]) -> None:
+    """Touch a file now and then, from a thread, unless `alive` says no."""
+    # A thread, because the main thread turns no loop while it waits for a broker.
+    threading.Thread(target=_touch, args=[Path(path), alive], name="heartbeat", daemon=True).start()
+
+
+def _touch(path: Path, alive: Callable[[], bool]) -> None:
+    pause = threading.Event()
+    while True:
+        if alive():
+            with suppress(OSError):  # a full disk for a minute must not end the watch
+                path.touch()
+        pause.wait(SECONDS)
 
 
 def may_stay(thread: int) -> bool:

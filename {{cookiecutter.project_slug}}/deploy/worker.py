@@ -11,7 +11,8 @@ The first form passes all other options to `celery -A config worker`. It stops i
   `margin` later                whatever is left is killed; so does a third signal
 
 `check` exits with 1 when the main process of the worker hangs or is gone; a broker that is away
-does not count. The exit code of a worker is Celery's own, or 128 + N when signal N ended it.
+does not count. With the file of BEAT_HEARTBEAT_FILE it checks beat. The exit code of a worker is
+Celery's own, or 128 + N when signal N ended it.
 """
 
 # Celery gets a session of its own, so that a signal to our process group (Ctrl-C in a terminal, a
@@ -198,10 +199,10 @@ def check(heartbeat: Path, max_age: float) -> int:
     try:
         age = time.time() - heartbeat.stat().st_mtime
     except OSError as error:
-        say(f"no heartbeat, the worker does not run or is still starting: {error}")
+        say(f"no heartbeat, it does not run or is still starting: {error}")
         return 1
     state = "hangs or is gone" if age > max_age else "lives"
-    say(f"the worker {state}: its heartbeat is {age:.0f} s old, {max_age:g} s allowed: {heartbeat}")
+    say(f"it {state}: the heartbeat is {age:.0f} s old, {max_age:g} s allowed: {heartbeat}")
     return int(age > max_age)
 
 

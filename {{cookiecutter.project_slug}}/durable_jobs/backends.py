@@ -202,7 +202,10 @@ class Door(JobTask):
         try:
             task = celery_task(request["shadow"])
         except Exception:  # whatever a module raises at import: the job waits for another worker
-            logger.exception("durable_jobs: this worker has no Django task %s", request["shadow"])
+            name = request["shadow"]
+            queue = (request.get("delivery_info") or {}).get("routing_key")
+            about = {"task": name, "task_id": uuid, "queue": queue}
+            logger.exception("durable_jobs: this worker has no Django task %s", name, extra=about)
             return trace.trace_ok_t(None, None, 0.0, NOTHING)
         if task._tracer is None:
             # Through the module, because that is where Sentry hooks in.

@@ -61,10 +61,16 @@ def fire_timers() -> Counter[str]:
         moved.update(hint.state for hint in hints)
         for hint in hints:
             if hint.state == Job.State.DEAD:
-                logger.error("durable_jobs: %s[%s] is dead: its workers died", hint.task, hint.id)
+                report_dead(hint)
         publisher.send(hint for hint in hints if hint.state == Job.State.QUEUED)
         if len(hints) < BATCH:
             return moved
+
+
+def report_dead(hint: dialect.Hint) -> None:
+    about = {"task": hint.task, "task_id": str(hint.id), "queue": hint.queue}
+    text = "durable_jobs: %s[%s] is dead: its workers died"
+    logger.error(text, hint.task, hint.id, extra=about)
 
 
 def unknown_tasks() -> dict[str, int]:
@@ -91,7 +97,8 @@ def importable(path: str) -> bool:
 
 def report_unknown() -> None:
     for name, count in unknown_tasks().items():
-        logger.error("durable_jobs: %s jobs wait for %s, which is not registered", count, name)
+        text = "durable_jobs: %s jobs wait for %s, which is not registered"
+        logger.error(text, count, name, extra={"task": name})
 
 
 loop = Loop()

@@ -61,6 +61,10 @@ class EnvelopeServer(ThreadingHTTPServer):
             event for event in self.items("event") if tags.items() <= event.get("tags", {}).items()
         ]
 
+    def check_ins(self, slug: str) -> list[dict[str, Any]]:
+        """Return what a monitor was told."""
+        return [item for item in self.items("check_in") if item["monitor_slug"] == slug]
+
 
 def parse(body: bytes) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """Yield header and payload of each item of an envelope; all the SDK sends here is JSON."""

@@ -1,4 +1,4 @@
-"""The heartbeat of real workers: fresh unless their main process hangs."""
+"""The heartbeat of real workers and of beat: fresh unless their main process hangs."""
 
 import os
 import signal
@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -14,8 +14,8 @@ import pytest
 from config.celery import app
 from config.liveness import SECONDS
 from devstack import valkey
-from tests import tasks
-from tests.processes import LAUNCHER, Worker, running_worker, wait_until
+from tests import observed, tasks
+from tests.processes import LAUNCHER, running_worker, wait_until
 
 MAX_AGE = 3 * SECONDS
 
@@ -27,10 +27,10 @@ def check(*options: str) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
-def oldest(file: Path, worker: Worker, seconds: float) -> float:
-    """Watch a heartbeat while its worker runs; return the greatest age it reached."""
+def oldest(file: Path, process: subprocess.Popen[bytes], seconds: float) -> float:
+    """Watch a heartbeat while its process runs; return the greatest age it reached."""
     end, age = time.monotonic() + seconds, 0.0
-    while time.monotonic() < end and worker.process.poll() is None:
+    while time.monotonic() < end and process.poll() is None:
         with suppress(FileNotFoundError):  # the launcher removes it just before it ends
             age = max(age, time.time() - file.stat().st_mtime)
         time.sleep(0.05)
@@ -53,9 +53,9 @@ def test_the_heartbeat_is_fresh_while_tasks_run_and_a_stopping_worker_waits_for_
         wait_until(file.exists)
         tasks.burn.delay("busy", 7)
         wait_until(lambda: tasks.count("start"))
-        assert oldest(file, worker, 3) < MAX_AGE
+        assert oldest(file, worker.process, 3) < MAX_AGE
         worker.send(signal.SIGTERM)
-        assert oldest(file, worker, 30) < MAX_AGE
+        assert oldest(file, worker.process, 30) < MAX_AGE
         assert worker.wait() == 0
     assert tasks.count("end") == 1
     assert not file.exists()
@@ -104,5 +104,59 @@ def test_the_heartbeat_is_fresh_while_the_broker_is_frozen_or_down(
     with running_worker(tmp_path / "worker.log", environment, *options) as worker:
         wait_until(file.exists)
         process.send_signal(fault)
-        assert oldest(file, worker, 8) < MAX_AGE
+        assert oldest(file, worker.process, 8) < MAX_AGE
         assert worker.process.poll() is None
+
+
+@contextmanager
+def running_beat(
+    folder: Path, file: Path, *options: str, **more: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a beat that sends all the time, until its heartbeat is there."""
+    environment = observed.environment(BEAT_HEARTBEAT_FILE=str(file), **more)
+    command = "celery", "-A", "config", "beat", "-s", str(folder / "schedule"), "--pidfile="
+    with observed.program(folder / "beat.log", environment, *command, *options) as beat:
+        wait_until(file.exists)
+        yield beat
+
+
+def stale(file: Path) -> bool:
+    return check("--heartbeat", str(file))[0] == 1
+
+
+def test_the_heartbeat_of_beat_stops_when_it_is_stopped(tmp_path: Path) -> None:
+    file = tmp_path / "heartbeat"
+    with running_beat(tmp_path, file) as beat:
+        assert oldest(file, beat, 3) < MAX_AGE
+        beat.send_signal(signal.SIGSTOP)
+        wait_until(lambda: stale(file), what="a stopped beat is noticed")
+        beat.send_signal(signal.SIGCONT)
+        wait_until(lambda: not stale(file), what="it is fresh again")
+
+
+@pytest.mark.parametrize("fault", [signal.SIGSTOP, signal.SIGKILL])
+def test_the_heartbeat_of_beat_is_fresh_while_the_broker_is_frozen_or_down(
+    tmp_path: Path, broker: tuple[subprocess.Popen[bytes], str], fault: signal.Signals
+) -> None:
+    process, url = broker
+    file = tmp_path / "heartbeat"
+    options = "-S", "tests.observed.schedulers:Impatient"
+    with running_beat(tmp_path, file, *options, CELERY_BROKER_URL=url) as beat:
+        process.send_signal(fault)
+        assert oldest(file, beat, 20) < MAX_AGE
+        assert beat.poll() is None
+        said = (tmp_path / "beat.log").read_text()
+    assert "Error" in said  # the fault struck
+
+
+def test_a_beat_whose_scheduler_hangs_goes_stale_and_ends_and_says_where_it_was(
+    tmp_path: Path,
+) -> None:
+    file, hang = tmp_path / "heartbeat", tmp_path / "hang"
+    options = "-S", "tests.observed.schedulers:Hanging"
+    with running_beat(tmp_path, file, *options, HANG_FILE=str(hang)) as beat:
+        assert oldest(file, beat, 3) < MAX_AGE
+        hang.touch()
+        wait_until(lambda: stale(file), what="a scheduler that hangs is noticed")
+        assert beat.wait(30) == 1
+    assert "in tick" in (tmp_path / "beat.log").read_text()

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 from celery import current_app
 
-from durable_jobs import Job
 from tests import observed
 from tests.envelope_server import EnvelopeServer, running
 from tests.observed import tasks
@@ -30,6 +29,7 @@ EVENTS = {
     "sleep": 1,
     "ignore_soft_limit": 1,
     "die": 1,
+    "die_once": 1,
     "die_twice": 2,
     "leave": 1,
 }
@@ -37,8 +37,8 @@ LIMITS = {
     "sleep": {"soft_time_limit": 1},
     "ignore_soft_limit": {"soft_time_limit": 1, "time_limit": 2},
 }
-# a task that went back to the broker, an unknown one, three messages that are none
-OTHERS = 5
+# an unknown task, three messages that are none
+OTHERS = 4
 TRIALS = 3
 PROMPT_SECONDS = 2
 
@@ -66,7 +66,7 @@ def send(name: str) -> str:
 
 def send_unusable_messages() -> None:
     """Send an unknown task, two bad bodies, and what is no task at all."""
-    current_app.send_task("tests.unknown", [SECRET], {"password": SECRET})
+    current_app.send_task("tests.unknown", [SECRET], {"password": SECRET}, task_id="2")
     secret = SECRET.encode()
     to = {"routing_key": "default", "exchange": "default", "content_encoding": "utf-8"}
     json, pickle = "application/json", "application/x-python-serialize"
@@ -85,7 +85,6 @@ def failures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Failures]:
         environment = observed.environment(SENTRY_DSN=sentry.dsn, SENTRY_RELEASE="release-7")
         with running_worker(log, environment, "-c", "2") as worker:
             ids = {name: send(name) for name in EVENTS}
-            send("die_once")
             send_unusable_messages()
             expected = sum(EVENTS.values()) + OTHERS
             wait_until(lambda: len(sentry.events()) >= expected, 60, "all failures are reported")
@@ -101,6 +100,7 @@ def test_each_failure_of_a_task_is_one_event_with_its_name(
     events = failures.of(name)
     assert len(events) == number
     assert {event["tags"]["task"] for event in events} <= {f"tests.observed.tasks.{name}"}
+    assert {event["tags"]["queue"] for event in events} <= {"default"}
     assert {event["release"] for event in events} <= {"release-7"}
 
 
@@ -109,6 +109,7 @@ def test_each_failure_of_a_task_is_one_event_with_its_name(
     [
         ("sleep", "SoftTimeLimitExceeded"),
         ("ignore_soft_limit", "TimeLimitExceeded"),
+        ("die_once", "WorkerLostError"),
         ("die_twice", "WorkerLostError"),
     ],
 )
@@ -119,34 +120,24 @@ def test_failures_are_grouped_by_reason_and_task(
     assert len(events) == EVENTS[name]
 
 
-def test_task_that_goes_back_to_the_broker_is_one_event_without_its_name(
-    failures: Failures,
-) -> None:
-    nameless = [
-        event
-        for event in failures.sentry.events()
-        if "WorkerLostError" in str(event.get("exception")) and not event.get("tags")
-    ]
-    assert len(nameless) == 1
-
-
 @pytest.mark.parametrize(
-    "fingerprint",
+    ("reason", "detail", "tags"),
     [
-        ("unknown task", "tests.unknown"),
-        ("unusable message", "DecodeError"),
-        ("unusable message", "ContentDisallowed"),
+        ("unknown task", "tests.unknown", {"task": "tests.unknown", "celery_task_id": "2"}),
+        ("unusable message", "DecodeError", {"task": tasks.fail.name, "celery_task_id": "1"}),
+        ("unusable message", "ContentDisallowed", {"task": tasks.fail.name}),
     ],
 )
 def test_each_message_that_no_worker_can_use_is_one_event(
-    failures: Failures, fingerprint: tuple[str, ...]
+    failures: Failures, reason: str, detail: str, tags: dict[str, str]
 ) -> None:
-    assert len(failures.by_fingerprint("celery", *fingerprint)) == 1
+    (event,) = failures.by_fingerprint("celery", reason, detail)
+    assert event["tags"].items() >= {"queue": "default", **tags}.items()
 
 
 def test_deleted_message_that_is_no_task_is_one_event(failures: Failures) -> None:
-    messages = [event.get("message", "") for event in failures.sentry.events()]
-    assert sum("deleted a message" in message for message in messages) == 1
+    (event,) = [e for e in failures.sentry.events() if "deleted a message" in e.get("message", "")]
+    assert event["tags"]["queue"] == "default"
 
 
 def test_nothing_else_is_reported(failures: Failures) -> None:
@@ -157,28 +148,6 @@ def test_arguments_reach_neither_sentry_nor_the_log(failures: Failures) -> None:
     assert SECRET.encode() not in failures.sentry.raw
     assert SECRET not in failures.log
     assert b"sys.argv" not in failures.sentry.raw
-
-
-def test_job_is_one_event_when_it_is_dead_and_none_when_it_will_be_tried_again(
-    tmp_path: Path, project_environment: dict[str, str]
-) -> None:
-    database, log = project_environment["DATABASE_URL"], tmp_path / "log"
-    with running() as sentry:
-        environment = observed.environment(SENTRY_DSN=sentry.dsn, DATABASE_URL=database)
-        with running_worker(log, environment, "-c", "1") as worker:
-            dead = tasks.job_that_fails.delay(SECRET, password=SECRET)
-            again = tasks.job_that_fails_and_will_be_tried_again.delay(SECRET)
-            wait_until(
-                lambda: Job.objects.filter(attempts=1, error__contains="purpose").count() == 2
-            )
-            worker.send(signal.SIGTERM)
-            worker.wait()
-        (event,) = sentry.events()
-        assert SECRET.encode() not in sentry.raw
-    assert (dead.state, again.state) == ("FAILURE", "RETRY")
-    assert event["tags"]["task"] == tasks.job_that_fails.name
-    assert sentry.events(celery_task_id=dead.id) == [event]
-    assert SECRET not in log.read_text()
 
 
 def test_failing_view_is_one_event_and_traces_leave_health_checks_out(
@@ -211,7 +180,7 @@ def test_beat_reports_entries_that_fail_and_checks_in(tmp_path: Path) -> None:
         with observed.program(tmp_path / "log", environment, *command):
             wait_until(lambda: sentry.events() and sentry.items("check_in"), 30)
         assert "EncodeError" in str(sentry.events()[0]["exception"])
-        check_in = sentry.items("check_in")[0]
+        check_in = sentry.check_ins("speak")[0]
     assert check_in["status"] == "in_progress"
     assert check_in["monitor_config"]["schedule"] == {
         "type": "interval",
@@ -295,3 +264,16 @@ def test_error_logged_through_structlog_keeps_its_name_and_exception() -> None:
         (event,) = sentry.events()
     assert event["logentry"]["message"] == "no sale"
     assert event["exception"]["values"][0]["type"] == "ZeroDivisionError"
+
+
+def test_late_queue_is_one_issue_with_its_name() -> None:
+    with running() as sentry:
+        run_python(
+            "import logging\n"
+            "log = logging.getLogger('probes').error\n"
+            "log('queue %s is late: %s', 'high', 'stuck')\n"
+            "log('queue %s is late: %s', 'high', 'no consumer')\n",
+            SENTRY_DSN=sentry.dsn,
+        )
+        events = sentry.events(queue="high")
+    assert [event["fingerprint"] for event in events] == [["probes", "high"]] * 2

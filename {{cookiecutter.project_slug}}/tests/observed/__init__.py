@@ -24,6 +24,11 @@ def environment(**more: str) -> dict[str, str]:
     }
 
 
+def database(name: str) -> str:
+    """Return the URL of a database on the server that the tests use."""
+    return f"{os.environ['DATABASE_URL'].rpartition('/')[0]}/{name}"
+
+
 def free_port() -> int:
     """Return a port of the loopback interface on which nothing listens."""
     with socket.socket() as probe:

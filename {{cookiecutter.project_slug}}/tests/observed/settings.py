@@ -15,7 +15,8 @@ from config.settings import *  # noqa: F403
 
 ROOT_URLCONF = "tests.observed.urls"
 SECURE_SSL_REDIRECT = False
-CELERY_IMPORTS = ["tests.observed.tasks"]
+CELERY_IMPORTS = ["tests.observed.tasks", "tests.observed.jobs"]
+DURABLE_JOBS = {"BACKOFF_MIN": 0.2, "BACKOFF_MAX": 0.4}
 
 
 class OftenDue(schedules.schedule):

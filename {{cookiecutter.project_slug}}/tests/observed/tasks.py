@@ -1,6 +1,6 @@
 """Tasks that end in every way there is. Each takes more arguments, which nobody should ever see.
 
-They are plain ones, but the last two.
+They are plain ones; the durable ones are in `jobs.py`.
 """
 
 import logging
@@ -98,13 +98,3 @@ def speak_twice(text: str, *_secrets: Any, **_more: Any) -> None:
     """Log a line with a field of its own, and let another task log one more."""
     logger.info(text, extra={"order": 7})
     speak.delay("from a task", *_secrets)
-
-
-@shared_task(max_attempts=1)
-def job_that_fails(*_secrets: Any, **_more: Any) -> None:
-    raise ValueError("on purpose")
-
-
-@shared_task
-def job_that_fails_and_will_be_tried_again(*_secrets: Any, **_more: Any) -> None:
-    raise ValueError("on purpose")
