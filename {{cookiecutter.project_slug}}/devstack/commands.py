@@ -176,6 +176,7 @@ def welcome(stack: Stack) -> str:
         [
             f"  Web     {web}",
             f"  Admin   {web}admin/  {login}",
+            f"  Status  {web}status/  the same",
             f"  Flower  {flower}  {os.environ['FLOWER_BASIC_AUTH'].replace(':', ' / ', 1)}",
             f"  Run a task: {first}",
             f'    {shown} manage.py shell -c "{TASK}"',

@@ -5,6 +5,7 @@
       +------------------> rows (models.py) <---------------+---- nodes.py: each worker, every 5 s
                                |
     diagnosis.py: rows -> a verdict for each queue; views.py, metrics.py, incidents.py: who is told
+    status.py: the page for staff; jobsample.py: what it knows of durable jobs over time
 
 The rows are facts, written by those who know them: when beat looked last, what the broker said to
 it, which probe is on its way since when, which workers live, when a task of the queue started last.

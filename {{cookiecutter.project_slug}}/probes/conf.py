@@ -28,7 +28,7 @@ DEFAULTS: dict[str, Any] = {
     "QUEUES": None,
     # How long a health check waits for the database.
     "TIMEOUT": 2.0,
-    # Latencies are kept so long, for the status page.
+    # Latencies and numbers of jobs are kept so long, for the status page.
     "RETENTION": 86400.0,
     # Who hears of a late queue, once, and of its recovery: Django's ADMINS, and this URL by POST.
     "WEBHOOK": "",

@@ -123,3 +123,13 @@ class Watermark(models.Model):
 
     def __str__(self) -> str:
         return str(self.until)
+
+
+class JobSample(models.Model):
+    """How many durable jobs were unfinished, by state, and dead at the start of a minute."""
+
+    at = models.DateTimeField(primary_key=True)
+    counts = models.JSONField()
+
+    def __str__(self) -> str:
+        return f"{self.at:%Y-%m-%d %H:%M} {self.counts}"

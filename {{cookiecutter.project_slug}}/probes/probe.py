@@ -19,6 +19,7 @@ from django.db.models import F, Q
 from django.db.models.functions import Coalesce, Now
 
 from probes.conf import conf, queues
+from probes.jobsample import sample
 from probes.models import BOUNDS, Node, Queue, Sample
 from probes.tally import tally
 
@@ -62,6 +63,7 @@ class Sender:
                 visit(alive=time.monotonic() - self.ticked < 3 * conf.INTERVAL)
                 incidents.tell()
                 tally()
+                sample()
             except Exception as error:  # a database that is away, for one; what it knows is stale
                 logger.warning("probes: not sent: %r", error)
             connection.close_if_unusable_or_obsolete()

@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from probes import metrics, views
+from probes import metrics, status, views
 
 app_name = "probes"
 urlpatterns = [
@@ -10,4 +10,7 @@ urlpatterns = [
     path("healthz/ready", views.ready),
     path("healthz/queues", views.queues),
     path("metrics", metrics.metrics),
+    path("status/", status.page, name="status"),
+    path("status/data", status.data, name="status-data"),
+    path("status/retry", status.retry, name="status-retry"),
 ]

@@ -77,6 +77,12 @@ def send_unusable_messages() -> None:
         producer.publish(b'"%b"' % secret, content_type=json, **to)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def empty_broker() -> None:
+    """Throw away what tests before left in the queues: it would be reported as well."""
+    current_app.control.purge()
+
+
 @pytest.fixture(scope="module")
 def failures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Failures]:
     """Let one worker meet every failure, and end it, so that nothing is left to be sent."""

@@ -81,6 +81,12 @@ def all_ended() -> bool:
     return not Job.objects.unfinished().exclude(task=UNKNOWN).exists()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def empty_broker() -> None:
+    """Throw away what tests before left in the queues: it would be reported as well."""
+    current_app.control.purge()
+
+
 @pytest.fixture(scope="module")
 def reports(
     tmp_path_factory: pytest.TempPathFactory, django_db_setup: None, django_db_blocker: Any
