@@ -127,7 +127,7 @@ def jobs(busy):
         ]
 
     node = "worker-1@production-workers-eu-1.example.com"
-    for number, task in enumerate(("notes.make_copies", "shop.charge", LONG)):
+    for number, task in enumerate(("shop.make_copies", "shop.charge", LONG)):
         started = now - timedelta(seconds=8 * 12**number)
         more = {"worker": node, "progress": 30 * number, "message": "120 of 400"}
         make("running", task=task, started_at=started, **more)
