@@ -48,11 +48,15 @@ class JobQuerySet(models.QuerySet["Job"]):
         """
         start = dialect.spread(spread) if spread else Now()
         paused = self.filter(state=Job.State.SCHEDULED, attempts__gt=0).order_by()
-        hurried = Job.objects.filter(pk__in=paused.values("pk")).update(due_at=start)
+        # The states once more: a row may have changed while the update waited for its lock.
+        hurried = Job.objects.filter(
+            pk__in=paused.values("pk"), state=Job.State.SCHEDULED, attempts__gt=0
+        ).update(due_at=start)
         taken = Job.objects.unfinished().filter(
             task=models.OuterRef("task"), key=models.OuterRef("key")
         )
-        jobs = self.filter(state__in=[Job.State.DEAD, Job.State.CANCELLED])
+        over = [Job.State.DEAD, Job.State.CANCELLED]
+        jobs = self.filter(state__in=over)
         # One job for each key, or the unique index would refuse them all.
         newest = models.Window(
             RowNumber(),
@@ -61,7 +65,7 @@ class JobQuerySet(models.QuerySet["Job"]):
         )
         jobs = jobs.filter(~models.Exists(taken)).order_by()
         chosen = jobs.annotate(nth=newest).filter(nth=1)
-        return hurried + Job.objects.filter(pk__in=chosen.values("pk")).update(
+        return hurried + Job.objects.filter(pk__in=chosen.values("pk"), state__in=over).update(
             state=Job.State.SCHEDULED,
             due_at=start,
             finished_at=None,

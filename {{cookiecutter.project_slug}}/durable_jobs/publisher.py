@@ -125,6 +125,7 @@ class Publisher:
             if not self.hints:
                 self.idle.set()
                 if self.hints:  # sent meanwhile, before `idle` was set
+                    self.idle.clear()
                     continue
                 self.wake.wait(pause)
                 if self.thread is not me:

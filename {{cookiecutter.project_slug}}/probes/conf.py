@@ -17,13 +17,12 @@ DEFAULTS: dict[str, Any] = {
     # A late queue whose workers start tasks is busy; after so many thresholds that is a fault, too.
     "BUSY_FACTOR": 10,
     # A probe without an answer is sent again after this time, then at doubled intervals.
-    "RESEND": 30.0,
+    # The first time soon: a single lost message is no late queue.
+    "RESEND": 12.0,
     "RESEND_MAX": 900.0,
     # How often a worker says that it lives, and after what silence it does not.
     "NODE": 5.0,
     "NODE_TTL": 20.0,
-    # How often a process notes that it starts tasks of a queue.
-    "MOVED": 5.0,
     # Which queues; by default all that CELERY_TASK_QUEUES declares.
     "QUEUES": None,
     # How long a health check waits for the database.
@@ -51,8 +50,11 @@ conf = Conf()
 
 def queues() -> list[str]:
     """Return the names of the queues that are probed."""
-    names = conf.QUEUES if conf.QUEUES is not None else current_app.amqp.queues
-    return sorted(names)
+    if conf.QUEUES is not None:
+        return sorted(conf.QUEUES)
+    # Not `app.amqp.queues`: that one grows in each process by what it creates on the fly.
+    declared = current_app.conf.task_queues or [current_app.conf.task_default_queue]
+    return sorted(getattr(queue, "name", queue) for queue in declared)
 
 
 def threshold(queue: str) -> float:

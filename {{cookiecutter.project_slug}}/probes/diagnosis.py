@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
+from celery import current_app
 from django.db import connection
 from django.db.models.functions import Now
 
@@ -16,7 +17,7 @@ WORDS = {
     "busy": "late, but its workers start tasks",
     "backlogged": "its workers start tasks, far too few for what waits",
     "beat_dead": "beat has not looked at it: beat is dead or hangs",
-    "broker_down": "beat cannot reach the broker",
+    "broker_down": "beat cannot reach the broker, or is refused there",
     "no_worker": "no worker serves it",
     "worker_dead": "its workers were killed",
     "worker_stopped": "its workers are frozen",
@@ -100,9 +101,19 @@ def _why_late(
         return "no_worker"
     if not any((node.now - node.seen_at).total_seconds() < conf.NODE_TTL for node in serving):
         return "worker_stopped" if any_session(serving) else "worker_dead"
-    if moved is None or moved > max(limit, 2 * conf.MOVED):
+    # Nothing starts while every process runs a long task: that is work, up to the time limit.
+    if (moved is None or moved > max(limit, 2 * conf.NODE)) and not any(map(full, serving)):
         return "wedged"
     return "backlogged" if very else "busy"
+
+
+def full(node: Any) -> bool:
+    """Tell whether all processes of a worker that lives run tasks, none of them for too long."""
+    limit = current_app.conf.task_time_limit
+    if (node.now - node.seen_at).total_seconds() >= conf.NODE_TTL or not node.oldest_at:
+        return False
+    running = (node.now - node.oldest_at).total_seconds()
+    return 0 < node.slots <= node.active and (not limit or running < limit + conf.NODE_TTL)
 
 
 def any_session(nodes: Iterable[Any]) -> bool:

@@ -47,7 +47,7 @@ def metrics(request: HttpRequest) -> HttpResponse:
     reply = partial(HttpResponse, content_type=CONTENT_TYPE_PLAIN_0_0_4)
     if not allowed(request):
         return reply("unauthorized\n", status=401)
-    text, error = within(lambda: generate_latest(registry))
+    text, error = within("facts", lambda: generate_latest(registry))
     return reply(f"# database: {error}\n", status=503) if error else reply(text)
 
 

@@ -42,6 +42,9 @@ class Queue(models.Model):
     # The incident people were told of: the state it began with.
     alarm = models.CharField(max_length=20, default="", blank=True)
     alarmed_at = models.DateTimeField(null=True)
+    alarm_before = models.CharField(max_length=20, default="", blank=True)
+    # Not while somebody is just telling people, or has died at it.
+    told = models.BooleanField(default=True)
 
     class Meta:
         ordering = ("name",)

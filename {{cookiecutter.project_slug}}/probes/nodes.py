@@ -48,6 +48,8 @@ class Reporter:
     def __init__(self) -> None:
         self.consumer: Any = None
         self.gate = Gate()
+        self.started = 0
+        self.ended = False
 
     def start(self, sender: Any, **_: Any) -> None:
         """Begin; Celery calls it again each time it has found its broker again."""
@@ -67,15 +69,17 @@ class Reporter:
             try:
                 with self.gate.lock:
                     self.report()
-                incidents.tell()
+                    incidents.teller.look()
             except Exception as error:  # a database that is away; others see that we are silent
                 logger.warning("probes: this worker cannot report: %r", error)
-            connection.close_if_unusable_or_obsolete()
+                connection.close()  # and only then: the session shows that this process exists
             pause.wait(conf.NODE)
 
     def report(self) -> None:
         """Write the row of this worker."""
         consumer = self.consumer
+        if self.ended:
+            return
         starts = [request.time_start for request in list(state.active_requests)]
         oldest = min((start for start in starts if start), default=None)
         age = timedelta(seconds=max(0.0, time.time() - oldest)) if oldest else None
@@ -97,10 +101,15 @@ class Reporter:
         Node.objects.bulk_create(
             [node], update_conflicts=True, unique_fields=["name"], update_fields=changing
         )
+        # By worker, and not by queue: what one of its queues starts, the others wait for.
+        if state.all_total_count[0] != self.started:
+            self.started = state.all_total_count[0]
+            Queue.objects.filter(name__in=node.queues).update(moved_at=Now())
 
     def leave(self, pid: int) -> None:
         """Take the row away: this worker ends because somebody wanted it to."""
         if pid == os.getpid():
+            self.ended = True
             try:
                 Node.objects.filter(name=self.consumer.hostname, pid=pid).delete()
             except Exception as error:
@@ -114,29 +123,9 @@ def backend() -> int | None:
     return getattr(info, "backend_pid", None)
 
 
-class Movement(threading.local):
-    """When this thread noted last that tasks of a queue start."""
-
-    def __init__(self) -> None:
-        self.noted: dict[str, float] = {}
-
-    def note(self, task: Any = None, **_: Any) -> None:
-        queue = (task.request.delivery_info or {}).get("routing_key")
-        now = time.monotonic()
-        if not queue or task.request.is_eager or now - self.noted.get(queue, -1e9) < conf.MOVED:
-            return
-        self.noted[queue] = now
-        try:
-            Queue.objects.filter(name=queue).update(moved_at=Now())
-        except Exception as error:  # the task will find out by itself, if it needs the database
-            logger.warning("probes: cannot note that %s moves: %r", queue, error)
-            connection.close_if_unusable_or_obsolete()
-
-
-reporter, movement = Reporter(), Movement()
+reporter = Reporter()
 
 
 def connect() -> None:
     """Listen to Celery; called once, when Django has loaded its apps."""
     signals.worker_ready.connect(reporter.start, weak=False)
-    signals.task_prerun.connect(movement.note, weak=False)

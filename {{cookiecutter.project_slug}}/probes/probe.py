@@ -61,12 +61,12 @@ class Sender:
         while True:
             try:
                 visit(alive=time.monotonic() - self.ticked < 3 * conf.INTERVAL)
-                incidents.tell()
+                incidents.teller.look()
                 tally()
                 sample()
             except Exception as error:  # a database that is away, for one; what it knows is stale
                 logger.warning("probes: not sent: %r", error)
-            connection.close_if_unusable_or_obsolete()
+                connection.close()
             pause.wait(conf.INTERVAL)
 
 
@@ -83,31 +83,38 @@ def visit(*, alive: bool = True) -> None:
     names = queues()
     Queue.objects.bulk_create([Queue(name=name) for name in names], ignore_conflicts=True)
     rows = Queue.objects.filter(name__in=names)
-    asking = ""
     try:
         with broker() as connected:
             if alive:
                 rows.update(seen_at=Now())
             for name in names:
-                asking = name
-                if probe := due(name):
-                    publish(name, probe, connected)
-                asking = ""
-                rows.filter(name=name).update(depth=depth(name, connected))
+                try:
+                    look_after(name, connected)
+                except connected.channel_errors as error:  # the broker refuses this queue alone
+                    note_failure(rows.filter(name=name), error)
     except Error:
         raise
     except Exception as error:  # whatever a broker client raises
-        # The next visit sends again what was not sent.
-        rows.filter(name=asking, sends=1).update(outstanding_since=None)
-        rows.update(
-            seen_at=Now(),
-            failing_since=Coalesce("failing_since", Now()),
-            failure=type(error).__name__[:100],
-        )
-    else:
-        rows.exclude(failing_since=None).update(failing_since=None, failure="")
+        rows.update(seen_at=Now())
+        note_failure(rows, error)
     Sample.objects.filter(at__lt=Now() - timedelta(seconds=conf.RETENTION)).delete()
     Node.objects.filter(seen_at__lt=Now() - NODE_KEPT).delete()
+
+
+def look_after(name: str, connected: Any) -> None:
+    """Send the probe of a queue if it is due, and note how many messages wait there."""
+    row = Queue.objects.filter(name=name)
+    if probe := due(name):
+        try:
+            publish(name, probe, connected)
+        except Exception:
+            row.filter(sends=1).update(outstanding_since=None)  # the next visit sends it
+            raise
+    row.update(depth=depth(name, connected), failing_since=None, failure="")
+
+
+def note_failure(rows: Any, error: Exception) -> None:
+    rows.update(failing_since=Coalesce("failing_since", Now()), failure=type(error).__name__[:100])
 
 
 def broker() -> Any:
@@ -131,6 +138,8 @@ def due(name: str) -> uuid.UUID | None:
         return fresh
     found = row.get()
     wait = min(conf.RESEND * 2 ** max(found.sends - 1, 0), conf.RESEND_MAX)
+    if found.depth == 0:  # taken by somebody, or lost: sending it again piles nothing up
+        wait = conf.RESEND
     again = row.filter(
         probe=found.probe, sends=found.sends, sent_at__lt=Now() - timedelta(seconds=wait)
     ).exclude(outstanding_since=None)

@@ -3,8 +3,11 @@
 Each answers within a few milliseconds, and within `TIMEOUT` when the database or the broker hangs.
 """
 
+import threading
+import time
+from collections import defaultdict
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from celery import current_app
@@ -16,9 +19,11 @@ from django.views.decorators.http import require_safe
 
 from probes import incidents
 from probes.conf import conf
+from probes.diagnosis import Verdict, verdicts
 
-# What hangs in here holds up no request: those behind it are told so after TIMEOUT.
-_checks = ThreadPoolExecutor(4, thread_name_prefix="health")
+# Of each kind so many at once: what hangs holds up nothing else.
+AT_ONCE = 4
+_places: defaultdict[str, threading.Semaphore] = defaultdict(lambda: threading.Semaphore(AT_ONCE))
 
 
 @never_cache
@@ -32,7 +37,7 @@ def live(request: HttpRequest) -> JsonResponse:
 @require_safe
 def ready(request: HttpRequest) -> JsonResponse:
     """Answer 200 when database and broker answer, else 503 and which of them does not."""
-    found = {"database": within(_database), "broker": within(_broker)}
+    found = {"database": within("database", _database), "broker": within("broker", _broker)}
     failed = {name: error for name, (_, error) in found.items()}
     status = {name: error or "ok" for name, error in failed.items()}
     return JsonResponse(status, status=503 if any(failed.values()) else 200)
@@ -44,7 +49,7 @@ def queues(request: HttpRequest) -> JsonResponse:
     """Answer 200 when every queue moves, else 503; the facts of each queue either way."""
     if not allowed(request):
         return JsonResponse({"status": "unauthorized"}, status=401)
-    found, error = within(incidents.tell)
+    found, error = within("facts", _queues)
     if error:
         return JsonResponse({"status": "database_down", "error": error}, status=503)
     fine = all(verdict.fine for verdict in found)
@@ -58,20 +63,35 @@ def allowed(request: HttpRequest) -> bool:
     return not conf.TOKEN or constant_time_compare(given, f"Bearer {conf.TOKEN}")
 
 
-def within(check: Callable[[], Any]) -> tuple[Any, str]:
+def within(kind: str, check: Callable[[], Any]) -> tuple[Any, str]:
     """Run a check; return what it returns, and what is wrong in one word: "" when nothing is."""
+    until = time.monotonic() + conf.TIMEOUT
+    if not _places[kind].acquire(timeout=conf.TIMEOUT):
+        return None, "TimeoutError"
+    answer: SimpleQueue[tuple[Any, str]] = SimpleQueue()
 
-    def run() -> Any:
+    def run() -> None:
         try:
-            return check()
+            answer.put((check(), ""))
+        except Exception as error:
+            # the class only: messages of drivers carry hosts and user names
+            answer.put((None, type(error).__name__))
         finally:
             connection.close()
+            _places[kind].release()
 
+    # A daemon: a check that hangs does not keep the process from ending.
+    threading.Thread(target=run, name=f"health-{kind}", daemon=True).start()
     try:
-        return _checks.submit(run).result(conf.TIMEOUT), ""
-    except Exception as error:
-        # the class only: messages of drivers carry hosts and user names
-        return None, type(error).__name__
+        return answer.get(timeout=max(0.0, until - time.monotonic()))
+    except Empty:
+        return None, "TimeoutError"
+
+
+def _queues() -> list[Verdict]:
+    found = verdicts()
+    incidents.teller.look()
+    return found
 
 
 def _database() -> None:

@@ -4,6 +4,7 @@ import io
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from datetime import timedelta
 
 import pytest
 from django.core.management import CommandError, call_command
-from django.db import connection
+from django.db import connection, transaction
 from django.utils.timezone import now
 
 from durable_jobs import Job
@@ -90,6 +91,39 @@ def test_retry_ends_the_pause_of_a_job_that_backs_off():
     assert jobs("retry", failing.id) == "1 job will run again.\n"
     assert failing.job.due_at <= now()
     assert (failing.job.state, failing.job.attempts) == (State.SCHEDULED, 1)
+
+
+@pytest.mark.parametrize("change", ["claim", "cancel"])
+def test_retry_looks_again_at_what_changed_while_it_waited(change):
+    failing = tasks.fail.delay()
+    drain()
+    rows = Job.objects.filter(pk=failing.id)
+    later = now() + timedelta(seconds=30)
+    done = []
+
+    def retry():
+        done.append(rows.all().retry())
+        connection.close()
+
+    waiting = threading.Thread(target=retry)
+    with transaction.atomic():
+        if change == "claim":
+            rows.update(state=State.RUNNING, token=2, attempts=2, due_at=later)
+        else:
+            rows.cancel()
+        waiting.start()
+        wait_until(lambda: blocked() or done, 10)
+    waiting.join(10)
+    if change == "claim":  # and is not taken for lost
+        assert (done, failing.job.state, failing.job.due_at) == ([0], State.RUNNING, later)
+    else:  # the retry came last
+        assert (done, failing.job.state, failing.job.attempts) == ([1], State.SCHEDULED, 0)
+
+
+def blocked():
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM pg_locks WHERE NOT granted")
+        return cursor.fetchone()[0]
 
 
 def test_cancel_ends_unfinished_jobs_only():

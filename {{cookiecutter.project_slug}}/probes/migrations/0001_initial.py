@@ -58,6 +58,8 @@ class Migration(migrations.Migration):
                 ("moved_at", models.DateTimeField(null=True)),
                 ("alarm", models.CharField(blank=True, default="", max_length=20)),
                 ("alarmed_at", models.DateTimeField(null=True)),
+                ("alarm_before", models.CharField(blank=True, default="", max_length=20)),
+                ("told", models.BooleanField(default=True)),
             ],
             options={
                 "ordering": ("name",),

@@ -8,7 +8,6 @@ PROBES = {
     "RESEND": 3,
     "NODE": 0.5,
     "NODE_TTL": 2,
-    "MOVED": 0.5,
     "THRESHOLDS": {"low": 4},
 }
 CELERY_BEAT_SCHEDULE = {"probes.probe": {"task": "probes.probe", "schedule": 0.5}}

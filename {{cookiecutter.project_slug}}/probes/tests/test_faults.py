@@ -110,6 +110,16 @@ def test_a_long_backlog_that_moves_is_busy_and_no_fault(crew):
     becomes("ok", ["default"])
 
 
+def test_long_tasks_in_every_process_of_a_worker_are_busy_and_no_fault(crew):
+    crew.everybody()
+    for _ in range(2):
+        sleep.apply_async((PROBES["THRESHOLDS"]["low"] + 3,), queue="default")
+    becomes("busy")
+    seen = set()
+    wait_until(lambda: seen.update(states().values()) or states()["default"] == "ok", 40)
+    assert seen <= {"ok", "busy"}
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_broker_that_is_down_or_frozen(own_broker, crew, number):
     crew.everybody()
@@ -140,7 +150,7 @@ def test_probes_that_a_flushed_broker_lost_are_sent_again(crew):
 def test_one_probe_at_a_time_waits_in_a_queue_that_nobody_serves(crew, settings):
     crew.beat()
     broker = redis.Redis.from_url(current_app.conf.broker_url)
-    # 20 intervals: one message, and its copies after 3 and 6 more seconds.
+    # One message, and its copies at doubled intervals.
     wait_until(lambda: (Queue.objects.filter(name="low").first() or Queue()).sends >= 3, 30)
     assert broker.llen("low") == 3
     assert Queue.objects.get(name="low").depth == 3

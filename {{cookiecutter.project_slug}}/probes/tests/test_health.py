@@ -10,6 +10,14 @@ def test_live_needs_neither_database_nor_broker(client: Client) -> None:
     assert client.get("/healthz/live").status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/healthz/live", "/healthz/ready", "/healthz/queues", "/metrics"])
+@pytest.mark.django_db(transaction=True)
+def test_health_is_told_to_who_asks_by_address(path: str, settings) -> None:
+    settings.ALLOWED_HOSTS, settings.DEBUG = ["example.com"], False
+    assert Client(headers={"Host": "10.1.2.3:8000"}).get(path).status_code in {200, 503}
+    assert Client(headers={"Host": "10.1.2.3:8000"}).get("/status/").status_code == 400
+
+
 @pytest.mark.django_db
 def test_ready_reaches_database_and_broker(client: Client) -> None:
     answer = client.get("/healthz/ready")

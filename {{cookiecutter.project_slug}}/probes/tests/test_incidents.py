@@ -9,13 +9,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import django
 import pytest
+from celery import current_app
 from django.core import mail
 from django.db import connection
 from django.db.models.functions import Now
 from django.test import Client
 
 from probes import incidents
+from probes.conf import queues
 from probes.models import Queue
+from probes.tests.conftest import wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -94,7 +97,47 @@ def test_another_reason_for_the_same_incident_is_no_news(late, webhook):
     assert [post["state"] for post in webhook.told] == ["no_worker"]
 
 
-def test_what_could_not_be_told_is_told_later(late, webhook, caplog):
+def test_one_way_that_fails_neither_keeps_the_other_from_telling_nor_has_it_tell_again(
+    late, webhook, settings
+):
+    webhook.status = 500
+    for _ in range(5):
+        incidents.tell()
+    assert (len(mail.outbox), len(webhook.told)) == (1, 1)
+    Queue.objects.update(outstanding_since=None)
+    settings.ADMINS = []
+    webhook.status = 200
+    incidents.tell()
+    assert [post["state"] for post in webhook.told] == ["no_worker", "ok"]
+
+
+def test_what_somebody_was_telling_when_it_died_is_told_by_another(late, webhook):
+    claimed = {"alarm": "no_worker", "alarm_before": "", "told": False}
+    Queue.objects.update(**claimed, alarmed_at=ago(30))
+    incidents.tell()
+    assert webhook.told == []  # it may still be at it
+    Queue.objects.update(alarmed_at=ago(61))
+    incidents.tell()
+    incidents.tell()
+    assert [post["state"] for post in webhook.told] == ["no_worker"]
+
+
+def test_a_mail_server_that_hangs_holds_up_no_answer(late, webhook, monkeypatch):
+    hangs = threading.Event()
+    monkeypatch.setattr(incidents, "mail_admins", lambda *_: hangs.wait(30))
+    for _ in range(6):
+        begin = time.monotonic()
+        assert Client().get("/healthz/queues").json()["queues"]["mail"]["state"] == "no_worker"
+        assert Client().get("/healthz/ready").status_code == 200
+        assert time.monotonic() - begin < 2
+    hangs.set()
+    wait_until(lambda: Queue.objects.get().told, 10)
+    wait_until(lambda: not incidents.teller.lock.locked(), 10)
+    assert [post["state"] for post in webhook.told] == ["no_worker"]
+
+
+def test_what_could_not_be_told_is_told_later(late, webhook, caplog, settings):
+    settings.ADMINS = []
     webhook.status = 500
     incidents.tell()
     assert "nobody could be told of mail" in caplog.text
@@ -106,8 +149,8 @@ def test_what_could_not_be_told_is_told_later(late, webhook, caplog):
 
 def test_a_process_that_has_just_started_tells_nobody(late, webhook, monkeypatch):
     monkeypatch.setattr(incidents, "BEGAN", time.monotonic())
-    [verdict] = incidents.tell()
-    assert (verdict.state, webhook.told) == ("no_worker", [])
+    incidents.tell()
+    assert (incidents.news(), webhook.told) == ([], [])
 
 
 def test_a_token_keeps_others_out(late, settings):
@@ -118,7 +161,21 @@ def test_a_token_keeps_others_out(late, settings):
     assert Client(headers=right).get("/healthz/queues").status_code == 503
 
 
-def test_a_queue_that_nobody_has_ever_looked_at_is_late(settings):
-    settings.PROBES = {"QUEUES": ["new"]}
+def test_a_queue_that_nobody_has_ever_looked_at_is_late_and_told(settings, webhook, monkeypatch):
+    monkeypatch.setattr(incidents, "BEGAN", 0.0)
+    settings.PROBES = {"QUEUES": ["new"], "WEBHOOK": webhook.url}
+    for _ in range(3):
+        incidents.tell()
+    assert [post["state"] for post in webhook.told] == ["beat_dead"]
     answer = Client().get("/healthz/queues")
     assert (answer.status_code, answer.json()["queues"]["new"]["state"]) == (503, "beat_dead")
+
+
+def test_a_queue_that_a_process_made_on_the_fly_is_not_probed(settings, monkeypatch):
+    settings.PROBES = {}
+    before = queues()
+    known = current_app.amqp.queues
+    monkeypatch.setattr(known, "create_missing", True)
+    monkeypatch.delitem(known, "fly", raising=False)
+    known["fly"]
+    assert queues() == before
