@@ -37,7 +37,7 @@ class Queue(models.Model):
     answers = models.BigIntegerField(default=0)
     seconds = models.FloatField(default=0)
     buckets = models.JSONField(default=no_latencies)
-    # Written by every process that starts a task of the queue, now and then.
+    # Written by each worker of the queue when it has started tasks.
     moved_at = models.DateTimeField(null=True)
     # The incident people were told of: the state it began with.
     alarm = models.CharField(max_length=20, default="", blank=True)

@@ -2,11 +2,13 @@
 
 python -m devstack run -- .venv/bin/python -m probes.tests.detection --runs 2
 python -m devstack run -- .venv/bin/python -m probes.tests.detection --load 600
+python -m devstack run -- .venv/bin/python -m probes.tests.detection --cost 120
 
 Needs a database that may be written to: rows of the probes are deleted. Prints its seed.
 """
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -18,10 +20,16 @@ import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import django
+import psutil
 
-os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
+from tests.envelope_server import EnvelopeServer, parse
+
+SENTRY = EnvelopeServer()
+# Before the settings are read: this process and all it starts report to it.
+os.environ |= {"SENTRY_DSN": SENTRY.dsn, "DJANGO_SETTINGS_MODULE": "config.settings"}
 django.setup()
 
 from django.conf import settings  # noqa: E402
@@ -63,7 +71,24 @@ FAULTS: dict[str, tuple[str, Callable[[Crew], None], Callable[[Crew], None]]] = 
         lambda crew: (crew.started["work"].popen.terminate(), crew.started["work"].popen.wait(60)),
         lambda crew: crew.worker("work", "default,high,low"),
     ),
+    "broker frozen": (
+        "broker_down",
+        lambda crew: broker().send_signal(signal.SIGSTOP),
+        lambda crew: broker().send_signal(signal.SIGCONT),
+    ),
 }
+
+
+def broker() -> psutil.Process:
+    """Return the process that listens on the broker's port."""
+    port = urlsplit(os.environ["CELERY_BROKER_URL"]).port
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if any(
+                c.laddr.port == port and c.status == "LISTEN" for c in process.net_connections()
+            ):
+                return process
+    raise SystemExit("the broker is not on this machine")
 
 
 class Told(ThreadingHTTPServer):
@@ -98,8 +123,22 @@ def states() -> set[str]:
     return {queue["state"] for queue in found.values()}
 
 
-def measure(crew: Crew, told: Told, name: str, rng: random.Random) -> tuple[float, float]:
-    """Cause one fault; return the seconds to the 503 and to the webhook."""
+def metric_is_down() -> bool:
+    text = Client(headers={"Host": "localhost"}).get("/metrics").content.decode()
+    return any(line.startswith("queue_up{") and line.endswith(" 0.0") for line in text.splitlines())
+
+
+def sentry_heard(begin: float) -> float | None:
+    """Return when Sentry got the first event on a late queue since then."""
+    for at, body in list(SENTRY.received):
+        for _, item in parse(body) if at > begin else ():
+            if (item.get("fingerprint") or [""])[0] == "probes":
+                return at
+    return None
+
+
+def measure(crew: Crew, told: Told, name: str, rng: random.Random) -> tuple[float, ...]:
+    """Cause one fault; return the seconds to the 503, to the metric, the webhook and Sentry."""
     expected, cause, mend = FAULTS[name]
     time.sleep(rng.uniform(0, 10))  # any moment between two probes
     told.news.clear()
@@ -108,13 +147,17 @@ def measure(crew: Crew, told: Told, name: str, rng: random.Random) -> tuple[floa
     wait_until(lambda: answers()["queues"] == 503, LONGEST, name)
     late = time.monotonic() - begin
     assert expected in states(), (name, states())
-    assert (answers()["live"], answers()["ready"]) == (200, 200), "blind, as they should be"
+    ready = 503 if expected == "broker_down" else 200
+    assert (answers()["live"], answers()["ready"]) == (200, ready), "they see what they should"
+    wait_until(metric_is_down, LONGEST, name)
+    metric = time.monotonic() - begin
     wait_until(lambda: told.news, LONGEST, name)
     heard = told.news[0][0] - begin
+    sentry = wait_until(lambda: sentry_heard(begin), LONGEST, name) - begin
     mend(crew)
     wait_until(lambda: answers()["queues"] == 200, LONGEST, name)
     wait_until(lambda: not Queue.objects.exclude(alarm="").exists(), LONGEST, name)
-    return late, heard
+    return late, metric, heard, sentry
 
 
 def load(crew: Crew, seconds: float) -> None:
@@ -130,15 +173,41 @@ def load(crew: Crew, seconds: float) -> None:
     print(f"{seconds:.0f} s under load: {asked} answers, {wrong} of them false alarms")
 
 
+def cost(crew: Crew, seconds: float) -> None:
+    """Print how much of one processor beat and two workers use, with and without probes."""
+    for arm in ("with", "without", "with", "without"):
+        crew.environment.pop("WITHOUT_PROBES", None)
+        if arm == "without":
+            crew.environment["WITHOUT_PROBES"] = "1"
+        crew.beat()
+        crew.worker("work", "default,high,low", 2)
+        crew.worker("control", "control")
+        time.sleep(20)
+        before = used(crew)
+        time.sleep(seconds)
+        print(f"{arm} probes: {(used(crew) - before) / seconds:.2%} of one processor", flush=True)
+        crew.end()
+
+
+def used(crew: Crew) -> float:
+    """Return the processor seconds of all that was started."""
+    family = [
+        each for name in crew.started.values() for each in [name, *name.children(recursive=True)]
+    ]
+    return sum(sum(process.cpu_times()[:2]) for process in family)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=1)
     parser.add_argument("--load", type=float, default=0)
+    parser.add_argument("--cost", type=float, default=0)
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     options = parser.parse_args()
     Queue.objects.all().delete()
     Node.objects.all().delete()
-    logging.disable()
+    logging.getLogger().handlers = [logging.NullHandler()]
+    threading.Thread(target=SENTRY.serve_forever, daemon=True).start()
     told, rng = Told(), random.Random(options.seed)
     hook = f"http://127.0.0.1:{told.server_port}/"
     settings.PROBES["WEBHOOK"] = hook  # asking for /healthz/queues notices, too
@@ -151,6 +220,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         crew = Crew(Path(folder), environment)
         try:
+            if options.cost:
+                cost(crew, options.cost)
+                return
             crew.everybody()
             if options.load:
                 load(crew, options.load)
@@ -158,8 +230,8 @@ def main() -> None:
             time.sleep(40)  # a process that has just started tells nobody
             for name in FAULTS:
                 times = [measure(crew, told, name, rng) for _ in range(options.runs)]
-                late, heard = (max(each) for each in zip(*times, strict=True))
-                print(f"| {name} | {FAULTS[name][0]} | {late:.0f} s | {heard:.0f} s |", flush=True)
+                worst = " | ".join(f"{max(each):.0f} s" for each in zip(*times, strict=True))
+                print(f"| {name} | `{FAULTS[name][0]}` | {worst} |", flush=True)
         finally:
             crew.end()
 

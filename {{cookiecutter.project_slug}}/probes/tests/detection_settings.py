@@ -1,5 +1,12 @@
-"""The project's settings, and a task for the load."""
+"""The project's settings, and a task for the load; without probes for comparison."""
+
+import os
 
 from config.settings import *  # noqa: F403
+from config.settings import CELERY_BEAT_SCHEDULE, INSTALLED_APPS, MIDDLEWARE
 
 CELERY_IMPORTS = ["probes.tests.slow"]
+if "WITHOUT_PROBES" in os.environ:
+    INSTALLED_APPS.remove("probes")
+    MIDDLEWARE.remove("probes.middleware.HealthMiddleware")
+    del CELERY_BEAT_SCHEDULE["probes.probe"]
