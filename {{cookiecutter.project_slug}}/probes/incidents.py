@@ -10,6 +10,7 @@ import logging
 import os
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from datetime import timedelta
@@ -121,4 +122,8 @@ def post(url: str, body: dict[str, Any]) -> None:
     request = urllib.request.Request(  # noqa: S310 - the project's own setting
         url, json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
-    urllib.request.urlopen(request, timeout=WEBHOOK_SECONDS).close()  # noqa: S310
+    try:
+        urllib.request.urlopen(request, timeout=WEBHOOK_SECONDS).close()  # noqa: S310
+    except urllib.error.HTTPError as error:
+        error.close()  # an answer, too: its socket would stay open
+        raise

@@ -83,11 +83,12 @@ def visit(*, alive: bool = True) -> None:
     names = queues()
     Queue.objects.bulk_create([Queue(name=name) for name in names], ignore_conflicts=True)
     rows = Queue.objects.filter(name__in=names)
+    if alive:
+        rows.update(seen_at=Now())
     try:
-        with broker() as connected:
-            if alive:
-                rows.update(seen_at=Now())
-            for name in names:
+        for name in names:
+            # One for each: after a refusal RabbitMQ's is of no more use.
+            with broker() as connected:
                 try:
                     look_after(name, connected)
                 except connected.channel_errors as error:  # the broker refuses this queue alone

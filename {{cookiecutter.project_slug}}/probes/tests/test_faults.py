@@ -153,7 +153,7 @@ def test_one_probe_at_a_time_waits_in_a_queue_that_nobody_serves(crew, settings)
     # One message, and its copies at doubled intervals.
     wait_until(lambda: (Queue.objects.filter(name="low").first() or Queue()).sends >= 3, 30)
     assert broker.llen("low") == 3
-    assert Queue.objects.get(name="low").depth == 3
+    wait_until(lambda: Queue.objects.get(name="low").depth == 3, 5)
 
 
 def test_an_answer_that_comes_twice_counts_once(crew):
