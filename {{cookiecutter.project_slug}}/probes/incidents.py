@@ -38,13 +38,16 @@ def news() -> list[tuple[Verdict, str]]:
     found = verdicts()
     if time.monotonic() - BEGAN < conf.THRESHOLD:
         return []  # everything may just have been started, and the facts be of the time before
-    # A queue that beat has never looked at has no row to note the incident in.
-    Queue.objects.bulk_create([Queue(name=v.queue) for v in found], ignore_conflicts=True)
-    # Whoever wanted to tell of these has died before it did.
-    forgotten = Queue.objects.filter(told=False, alarmed_at__lt=Now() - FORGOTTEN)
-    forgotten.update(alarm=F("alarm_before"), told=True)
-    told = dict(Queue.objects.exclude(alarm="").values_list("name", "alarm"))
-    return [(v, told.get(v.queue, "")) for v in found if v.fine == (v.queue in told)]
+    alarms = Queue.objects.exclude(alarm="", told=True)
+    told = {row.name: row.alarm for row in alarms if row.alarm}
+    if alarms:  # whoever wanted to tell of these may have died before it did
+        forgotten = Queue.objects.filter(told=False, alarmed_at__lt=Now() - FORGOTTEN)
+        if forgotten.update(alarm=F("alarm_before"), told=True):
+            return news()
+    changed = [(v, told.get(v.queue, "")) for v in found if v.fine == (v.queue in told)]
+    if changed:  # a queue that beat has never looked at has no row to note the incident in
+        Queue.objects.bulk_create([Queue(name=v.queue) for v in found], ignore_conflicts=True)
+    return changed
 
 
 def tell() -> None:

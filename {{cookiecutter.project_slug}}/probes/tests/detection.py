@@ -185,6 +185,7 @@ def cost(crew: Crew, seconds: float) -> None:
         time.sleep(20)
         before = used(crew)
         time.sleep(seconds)
+        assert all(process.popen.poll() is None for process in crew.started.values())
         print(f"{arm} probes: {(used(crew) - before) / seconds:.2%} of one processor", flush=True)
         crew.end()
 

@@ -10,3 +10,4 @@ if "WITHOUT_PROBES" in os.environ:
     INSTALLED_APPS.remove("probes")
     MIDDLEWARE.remove("probes.middleware.HealthMiddleware")
     del CELERY_BEAT_SCHEDULE["probes.probe"]
+    ROOT_URLCONF = "durable_jobs.urls"
