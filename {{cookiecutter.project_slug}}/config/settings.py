@@ -45,6 +45,7 @@ INSTALLED_APPS = [
     "django.contrib.messages",
     "whitenoise.runserver_nostatic",
     "django.contrib.staticfiles",
+    "django_migration_linter",
     "config.celery_checks.CeleryChecksConfig",
     "durable_jobs",
     "probes",
@@ -82,6 +83,12 @@ TEMPLATES = [
 
 # A request and a worker keep their connection; a check before reuse survives a database restart.
 DATABASES = {"default": {**env.db("DATABASE_URL"), "CONN_MAX_AGE": 60, "CONN_HEALTH_CHECKS": True}}
+# `make lint` and each deploy look for what would break the release that runs meanwhile.
+MIGRATION_LINTER_OPTIONS = {
+    "exclude_apps": ["admin", "auth", "contenttypes", "sessions"],
+    "ignore_initial_migrations": True,
+    "no_cache": True,
+}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 # Celery reconnects to the database for each task otherwise; durable_jobs checks the connection.
 CELERY_DB_REUSE_MAX = 500

@@ -20,6 +20,7 @@ from django.views.decorators.http import require_safe
 from probes import incidents
 from probes.conf import conf
 from probes.diagnosis import Verdict, verdicts
+from probes.tasks import RELEASE
 
 # Of each kind so many at once: what hangs holds up nothing else.
 AT_ONCE = 4
@@ -29,8 +30,8 @@ _places: defaultdict[str, threading.Semaphore] = defaultdict(lambda: threading.S
 @never_cache
 @require_safe
 def live(request: HttpRequest) -> JsonResponse:
-    """Answer 200 while this process serves requests; it touches nothing else."""
-    return JsonResponse({"status": "ok"})
+    """Answer 200, and which release this is, while the process serves requests."""
+    return JsonResponse({"status": "ok", "release": RELEASE})
 
 
 @never_cache

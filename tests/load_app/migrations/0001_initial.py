@@ -1,0 +1,30 @@
+import django.db.models.functions
+from django.db import migrations, models
+
+now = django.db.models.functions.Now()
+
+
+class Migration(migrations.Migration):
+    initial = True
+    dependencies = []
+    operations = [
+        migrations.CreateModel(
+            name="Wanted",
+            fields=[
+                ("id", models.BigAutoField(primary_key=True, serialize=False)),
+                ("seconds", models.FloatField()),
+                ("countdown", models.FloatField()),
+                ("at", models.DateTimeField(db_default=now)),
+            ],
+        ),
+        migrations.CreateModel(
+            name="Effect",
+            fields=[
+                ("id", models.BigAutoField(primary_key=True, serialize=False)),
+                ("wanted", models.IntegerField()),
+                ("started", models.DateTimeField()),
+                ("release", models.CharField(max_length=100)),
+                ("at", models.DateTimeField(db_default=now)),
+            ],
+        ),
+    ]

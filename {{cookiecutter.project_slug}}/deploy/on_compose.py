@@ -1,0 +1,137 @@
+"""Releases side by side on one machine as projects of Docker Compose: `<app>-<release>`."""
+
+import json
+import re
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from releases import Releases, StepError, run
+
+FILE = "compose.production.yaml"
+# A connection for each request: none is reused while its web process ends.
+UPSTREAM = "reverse_proxy web-{release}:8000 {{\n\ttransport http {{\n\t\tkeepalive off\n\t}}\n}}\n"
+# What the proxy had taken before it knew of the new release has got through to the old one by then.
+DRAIN_SECONDS = 2
+
+
+class Compose(Releases):
+    """Images, containers and the proxy in front of the web."""
+
+    SETTINGS = (
+        Releases.SETTINGS
+        + """\
+# The name that leads to this machine; the proxy gets its certificate by itself.
+SITE_ADDRESS=example.com
+SERVICES_PASSWORD={password}
+DATABASE_URL=postgres://app:{password}@postgres:5432/app
+# rabbitmq: amqp://app:{password}@rabbitmq:5672//
+CELERY_BROKER_URL=redis://:{password}@valkey:6379/0
+"""
+    )
+
+    def init(self) -> Path:
+        settings = super().init()
+        (self.home / "compose").touch()  # from now on `deploy` knows that it works with containers
+        return settings
+
+    def compose(self, release: str, *arguments: str, shared: bool = False, **how: Any) -> str:
+        """Run a command of Compose on a release, or on what all releases share."""
+        project = self.app if shared else f"{self.app}-{release}"
+        file = str(self.releases / release / FILE)
+        settings = {"RELEASE": release, "APP_HOME": str(self.home), "APP": self.app}
+        environment = [f"{name}={value}" for name, value in settings.items()]
+        command = ("docker", "compose", "--progress=quiet", "-p", project, "-f", file)
+        files = ("--env-file", str(self.home / "env"))
+        return run("env", *environment, *command, *files, *arguments, **how)
+
+    def install(self, folder: Path, release: str) -> None:
+        if not re.fullmatch("[a-z0-9][a-z0-9_-]*", release):
+            raise StepError(f"{release!r} cannot name containers: lower case, digits, `_`, `-`")
+        run("docker", "build", "--quiet", "--tag", f"{self.app}:{release}", str(folder))
+
+    def delete(self, release: str) -> None:
+        run("docker", "image", "rm", "--force", f"{self.app}:{release}")
+        super().delete(release)
+
+    def inside(
+        self, release: str, *command: str, stdin: str = "", alone: bool = False, **environment: str
+    ) -> str:
+        options = [word for pair in environment.items() for word in ("-e", "=".join(pair))]
+        if alone:
+            name = f"{self.app}-alone"
+            options += ["--name", name]
+            while run("docker", "ps", "--quiet", "--filter", f"name=^{name}$"):
+                time.sleep(0.5)
+            subprocess.run(["docker", "rm", "--force", name], capture_output=True)
+        program = ("run", "--rm", "--no-TTY", "--no-deps", *options, "manage", "python", *command)
+        return self.compose(release, *program, input=stdin)
+
+    def roles(self, release: str | None = None) -> list[str]:
+        if release is None:
+            return sorted({role for role, _ in self.units()})
+        services = self.compose(release, "--profile", "release", "config", "--services")
+        return sorted(services.split())
+
+    def units(self) -> list[tuple[str, str]]:
+        label = "com.docker.compose"
+        found = run("docker", "ps", "--format", "json", "--filter", f"label={label}.project")
+        rows = [json.loads(line)["Labels"] for line in found.splitlines()]
+        labels = [dict(pair.partition("=")[::2] for pair in row.split(",")) for row in rows]
+        return [
+            (row[f"{label}.service"], row[f"{label}.project"].removeprefix(f"{self.app}-"))
+            for row in labels
+            if row[f"{label}.project"].startswith(f"{self.app}-")
+            and row.get(f"{label}.oneoff") != "True"
+        ]
+
+    def prepare(self, release: str) -> None:
+        config = json.loads(self.compose(release, "--profile", "*", "config", "--format", "json"))
+        for kind in ("networks", "volumes"):
+            for thing in config.get(kind, {}).values():
+                if thing.get("external"):
+                    make(kind.removesuffix("s"), thing["name"])
+        proxy = self.home / "proxy"
+        proxy.mkdir(exist_ok=True)
+        source = self.releases / release / "deploy/proxy/Caddyfile"
+        (proxy / "Caddyfile").write_text(source.read_text())
+        if not (proxy / "upstream.caddy").exists():
+            self.send_to(release)
+        shared = ("--profile", "shared", "up", "--detach", "--wait")
+        self.compose(release, *shared, shared=True)
+
+    def send_to(self, release: str) -> None:
+        """Write which release the proxy has to send requests to."""
+        partial = self.home / "proxy/.upstream"
+        partial.write_text(UPSTREAM.format(release=release))
+        partial.rename(self.home / "proxy/upstream.caddy")
+
+    def wait_for_web(self, release: str, seconds: float) -> None:
+        # It is healthy: `start` waited for that.
+        self.send_to(release)
+        command = (
+            "exec",
+            "--no-TTY",
+            "proxy",
+            "caddy",
+            "reload",
+            "--config",
+            "/etc/caddy/Caddyfile",
+        )
+        self.compose(release, "--profile", "shared", *command, shared=True)
+        time.sleep(DRAIN_SECONDS)
+
+    def start(self, role: str, release: str) -> None:
+        self.compose(release, "up", "--detach", "--no-deps", "--wait", role)
+
+    def stop(self, others: dict[str, list[str]]) -> None:
+        for release in sorted({name for names in others.values() for name in names}):
+            roles = [role for role, names in others.items() if release in names]
+            self.compose(release, "rm", "--stop", "--force", *roles)
+
+
+def make(kind: str, name: str) -> None:
+    """Make a network or a volume of this name, unless there is one."""
+    if subprocess.run(["docker", kind, "inspect", name], capture_output=True).returncode:
+        run("docker", kind, "create", name)

@@ -1,0 +1,173 @@
+"""Releases side by side on one machine: template units of systemd, `<app>-<role>@<release>`."""
+
+import http.client
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from releases import Releases, StepError, run
+
+UNITS = Path("/etc/systemd/system")
+ALIVE = ("active", "activating", "reloading", "refreshing", "deactivating")
+
+
+class Systemd(Releases):
+    """Folders, units and the socket of one project."""
+
+    SETTINGS = (
+        Releases.SETTINGS
+        + """\
+DATABASE_URL=postgres://user:password@127.0.0.1:5432/{app}
+CELERY_BROKER_URL=redis://:password@127.0.0.1:6379/0
+"""
+    )
+
+    def init(self) -> Path:
+        # The user of the processes owns nothing and cannot log in.
+        if subprocess.run(["id", "-u", self.user], capture_output=True).returncode:
+            run("useradd", "--system", "--no-create-home", "--home-dir", "/nonexistent", self.user)
+        return super().init()
+
+    def install(self, folder: Path, release: str) -> None:
+        environment = {k: v for k, v in os.environ.items() if k != "VIRTUAL_ENV"}
+        environment |= {"UV_PYTHON_DOWNLOADS": "never", "UV_COMPILE_BYTECODE": "1"}
+        environment |= {"UV_LINK_MODE": "copy", "UV_PROJECT_ENVIRONMENT": ".venv"}
+        # Relocatable, as the folder gets its last name when it is complete.
+        for command in (("venv", "--relocatable"), ("sync", "--no-dev", "--frozen")):
+            run(uv(self.home), *command, "--quiet", cwd=folder, env=environment)
+        python = str(folder / ".venv/bin/python")
+        nothing = {"DATABASE_URL": "postgres://build", "CELERY_BROKER_URL": "redis://build"}
+        environment = os.environ | nothing | {"DJANGO_SECRET_KEY": "build"}
+        run(python, "manage.py", "collectstatic", "--noinput", cwd=folder, env=environment)
+        run(python, "-m", "compileall", "-q", "-x", r"\.venv", ".", cwd=folder)
+
+    def inside(
+        self, release: str, *command: str, stdin: str = "", alone: bool = False, **environment: str
+    ) -> str:
+        folder = self.releases / release
+        options = [
+            "--quiet",
+            "--pipe",
+            "--wait",
+            "--collect",
+            f"--uid={self.user}",
+            f"--working-directory={folder}",
+            f"--property=EnvironmentFile={self.home}/env",
+            f"--setenv=RELEASE={release}",
+            f"--setenv=PATH={folder}/.venv/bin:/usr/bin:/bin",
+            *(f"--setenv={name}={value}" for name, value in environment.items()),
+        ]
+        if alone:
+            unit = f"{self.app}-alone.service"
+            options.append(f"--unit={unit}")
+            while systemctl("show", "-P", "ActiveState", unit) in ALIVE:
+                time.sleep(0.5)
+        return run(
+            "systemd-run", *options, "--", f"{folder}/.venv/bin/python", *command, input=stdin
+        )
+
+    def roles(self, release: str | None = None) -> list[str]:
+        if release:
+            files = (self.releases / release / "deploy/systemd").glob("*@.service")
+            return sorted(file.name.removesuffix("@.service") for file in files)
+        files = UNITS.glob(f"{self.app}-*@.service")
+        return sorted(f.name.removeprefix(f"{self.app}-").removesuffix("@.service") for f in files)
+
+    def unit(self, role: str, release: str) -> str:
+        return f"{self.app}-{role}@{release}.service"
+
+    def prepare(self, release: str) -> None:
+        changed = False
+        for file in (self.releases / release / "deploy/systemd").iterdir():
+            text = file.read_text()
+            for name, value in (("APP", self.app), ("HOME", self.home), ("USER", self.user)):
+                text = text.replace(f"@{name}@", str(value))
+            if file.name == "common.conf":  # a drop-in of all units whose names begin so
+                target = UNITS / f"{self.app}-@.service.d" / file.name
+            else:
+                target = UNITS / f"{self.app}-{file.name}"
+            if not target.exists() or target.read_text() != text:
+                target.parent.mkdir(exist_ok=True)
+                target.with_name(f".{target.name}").write_text(text)
+                target.with_name(f".{target.name}").rename(target)
+                changed = True
+        if changed:
+            systemctl("daemon-reload")
+        systemctl("enable", "--now", f"{self.app}-web.socket")
+
+    def units(self) -> list[tuple[str, str]]:
+        listed = systemctl(
+            "list-units", "--all", "--plain", "--no-legend", "--full", f"{self.app}-*@*.service"
+        )
+        pattern = re.compile(rf"{re.escape(self.app)}-([^@]+)@(.+)\.service$")
+        rows = (line.split() for line in listed.splitlines())
+        matches = (pattern.match(row[0]) for row in rows if row[2] in ALIVE)
+        return [(match[1], match[2]) for match in matches if match]
+
+    def start(self, role: str, release: str) -> None:
+        unit = self.unit(role, release)
+        if role == "reconcile":
+            systemctl("start", unit)
+        else:
+            systemctl("enable", "--quiet", "--now", unit)
+
+    def stop(self, others: dict[str, list[str]]) -> None:
+        units = [self.unit(role, name) for role, names in others.items() for name in names]
+        if units:
+            systemctl("disable", "--quiet", *units)
+            systemctl("stop", *units)
+
+    def wait_for_web(self, release: str, seconds: float) -> None:
+        address = systemctl("show", "-P", "Listen", f"{self.app}-web.socket").split()[0]
+        deadline = time.monotonic() + seconds
+        seen = "nothing"
+        while time.monotonic() < deadline:
+            try:
+                status, body = get(address, "/healthz/live")
+                seen = f"status {status} of release {body.get('release')}"
+                if status == 200 and body.get("release") == release:
+                    return
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                seen = repr(error)
+            time.sleep(0.05)
+        raise StepError(f"the new web has not answered within {seconds:g} s; last: {seen}")
+
+
+def get(listen: str, path: str) -> tuple[int, Any]:
+    """Ask an address as systemd writes it, `host:port` or a path; return status and JSON."""
+    connection = http.client.HTTPConnection("localhost", timeout=5)
+    if listen.startswith("/"):
+        connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock.settimeout(5)
+        connection.sock.connect(listen)
+    else:
+        host, _, port = listen.rpartition(":")
+        host = host.strip("[]")
+        where = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+        connection = http.client.HTTPConnection(where, int(port), timeout=5)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, json.loads(answer.read())
+    finally:
+        connection.close()
+
+
+def uv(home: Path) -> str:
+    """Return the path of uv; fetch it with pip when the machine has none."""
+    if found := shutil.which("uv"):
+        return found
+    folder = home / ".tools"
+    if not (folder / "bin/uv").exists():
+        run("python3", "-m", "pip", "install", "-qq", "--target", str(folder), "uv")
+    return str(folder / "bin/uv")
+
+
+def systemctl(*arguments: str) -> str:
+    return run("systemctl", *arguments).strip()

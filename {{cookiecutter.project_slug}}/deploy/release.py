@@ -1,0 +1,173 @@
+"""What a deploy asks of a release; `deploy/deploy` runs it inside the release, in its environment.
+
+  python deploy/release.py tasks                  print its tasks and their parameters, as JSON
+  python deploy/release.py check [GONE...]        can it run what another release sends? Reads the
+                                                  other's `tasks`; GONE: tasks nobody sends any more
+  python deploy/release.py workers NAME SECONDS   wait until release NAME has a worker on each queue
+  python deploy/release.py queues NAME SECONDS    wait until NAME has answered a probe of each queue
+
+Exit code 1: no, and the lines printed say why.
+"""
+
+import inspect
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from pathlib import Path
+from typing import NamedTuple
+
+PROJECT = Path(__file__).resolve().parent.parent
+POSITIONAL = ("POSITIONAL_ONLY", "POSITIONAL_OR_KEYWORD")
+KEYWORD = ("POSITIONAL_OR_KEYWORD", "KEYWORD_ONLY")
+VARIABLE = ("VAR_POSITIONAL", "VAR_KEYWORD")
+
+
+class Parameter(NamedTuple):
+    """A parameter of a task: name, name of its `inspect` kind, and if a call may leave it out."""
+
+    name: str
+    kind: str
+    optional: bool
+
+
+def tasks() -> dict[str, list[Parameter]]:
+    """Return the parameters of each task of this project, Celery's own left out."""
+    from celery import current_app
+
+    current_app.loader.import_default_modules()
+    return {
+        name: [
+            Parameter(p.name, p.kind.name, p.default is not p.empty or p.kind.name in VARIABLE)
+            for p in inspect.signature(task.run).parameters.values()
+        ]
+        for name, task in sorted(current_app.tasks.items())
+        if not name.startswith("celery.")
+    }
+
+
+def refusals(old: Iterable[Parameter], new: Iterable[Parameter]) -> list[str]:
+    """Say which calls that were right for parameters `old` are wrong for `new`: [] when none is."""
+    old, new = [Parameter(*p) for p in old], [Parameter(*p) for p in new]
+    kinds = {p.kind for p in new}
+    names = {p.name for p in new if p.kind in KEYWORD}
+    places = [p.name for p in new if p.kind in POSITIONAL]
+    found = []
+    for p in old:
+        if p.kind in VARIABLE:
+            if p.kind not in kinds:
+                found.append(f"no longer takes `{'*' if p.kind == VARIABLE[0] else '**'}{p.name}`")
+        elif p.kind in KEYWORD and p.name in places and p.name not in names:
+            found.append(f"no longer takes `{p.name}` by its name")
+        elif p.kind in KEYWORD and p.name not in names and "VAR_KEYWORD" not in kinds:
+            found.append(f"no longer takes `{p.name}`")
+    for place, p in enumerate(p for p in old if p.kind in POSITIONAL):
+        by_name = p.kind in KEYWORD and (p.name in names or "VAR_KEYWORD" in kinds)
+        if place < len(places):
+            if places[place] != p.name and by_name:
+                found.append(f"takes `{places[place]}` where it took `{p.name}`")
+        elif "VAR_POSITIONAL" not in kinds and (by_name or p.kind not in KEYWORD):
+            found.append(f"no longer takes `{p.name}` by its place")
+    if any(p.kind == "VAR_POSITIONAL" for p in old):
+        count = sum(p.kind in POSITIONAL for p in old)
+        found += [f"takes `{name}` out of what `*` took" for name in places[count:]]
+    required = {p.name for p in old if not p.optional}
+    found += [f"now wants `{p.name}`" for p in new if not p.optional and p.name not in required]
+    return found
+
+
+def check(other: dict[str, list[Parameter]], gone: set[str]) -> list[str]:
+    """Return what of release `other` this one could not run, a line each."""
+    from durable_jobs import Job
+
+    ours, found = tasks(), []
+    for name, parameters in other.items():
+        if name not in ours and name not in gone:
+            found.append(f"{name} does not exist; the release that runs may still send it")
+        elif name in ours:
+            found += [f"{name} {why}" for why in refusals(parameters, ours[name])]
+    for name in sorted(gone - ours.keys()):
+        if count := Job.objects.unfinished().filter(task=name).count():
+            found.append(f"{name} is gone, and {count} of its jobs are not finished")
+    return found
+
+
+def doubts() -> list[str]:
+    """Return what is not well, a line each; that keeps nobody from deploying what mends it."""
+    from probes.diagnosis import verdicts
+
+    return [f"{v.queue}: {v.words}" for v in verdicts() if not v.fine]
+
+
+def without_worker(release: str) -> list[str]:
+    """Return the queues that no living worker of the release serves."""
+    from django.db.models.functions import Now
+
+    from probes.conf import conf, queues
+    from probes.models import Node
+
+    living = Node.objects.filter(
+        release=release, seen_at__gt=Now() - timedelta(seconds=conf.NODE_TTL)
+    )
+    served = {queue for node in living for queue in node.queues}
+    return [f"{queue}: no worker" for queue in queues() if queue not in served]
+
+
+def without_answer(release: str) -> Callable[[], list[str]]:
+    """Return a function that returns the queues whose newest probe, since now, others answered."""
+    from django.db import connection
+
+    from probes.conf import queues
+    from probes.models import Queue
+
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT CURRENT_TIMESTAMP")
+        (since,) = cursor.fetchone()
+
+    def look() -> list[str]:
+        answered = set(
+            Queue.objects.filter(release=release, answered_at__gt=since).values_list(
+                "name", flat=True
+            )
+        )
+        return [f"{name}: no probe answered" for name in queues() if name not in answered]
+
+    return look
+
+
+def wait(look: Callable[[], list[str]], seconds: float) -> list[str]:
+    """Look until nothing is missing; return what is still missing after that many seconds."""
+    deadline = time.monotonic() + seconds
+    while (missing := look()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return missing
+
+
+def main(command: str, *arguments: str) -> int:
+    """Run one of the commands; return the exit code."""
+    import django
+
+    sys.path.insert(0, str(PROJECT))
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
+    django.setup()
+    import config.celery  # noqa: F401 - the application whose tasks are meant
+
+    if command == "tasks":
+        print(json.dumps(tasks()))
+        return 0
+    if command == "check":
+        for line in doubts():
+            print(f"not well before the deploy: {line}", file=sys.stderr)
+        missing = check(json.load(sys.stdin), set(arguments))
+    elif command == "workers":
+        missing = wait(lambda: without_worker(arguments[0]), float(arguments[1]))
+    else:
+        missing = wait(without_answer(arguments[0]), float(arguments[1]))
+    print("\n".join(missing))
+    return bool(missing)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

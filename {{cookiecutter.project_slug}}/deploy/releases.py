@@ -1,0 +1,169 @@
+"""Releases side by side in a folder, complete or not there; which of them is the current one."""
+
+import secrets
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+
+class StepError(Exception):
+    """A step did not reach its end; the message says which, and what was printed."""
+
+
+class Releases:
+    """`<home>/releases`: a folder for each release, and links to the current and the one before."""
+
+    # What `init` writes, for people to fill: {app} and {secret} are known.
+    SETTINGS = """\
+# Settings of {app}, for all releases: NAME=value, without quotes and without a `$`.
+DJANGO_SECRET_KEY={secret}
+DJANGO_ALLOWED_HOSTS=example.com
+DJANGO_BEHIND_PROXY=1
+# SENTRY_DSN=
+# DJANGO_ADMINS=ops@example.com
+# FLOWER_BASIC_AUTH=user:password
+"""
+
+    def __init__(self, app: str, home: Path, user: str) -> None:
+        """`app`: what names of units and images begin with; `home`: also of settings and lock."""
+        self.app = app
+        self.home = home
+        self.user = user
+        self.releases = home / "releases"
+        self.under_way = home / "under_way"
+
+    def built(self) -> list[str]:
+        """Return the releases that are complete, the newest first."""
+        if not self.releases.is_dir():
+            return []
+        folders = (f for f in self.releases.iterdir() if f.is_dir() and not f.is_symlink())
+        complete = [folder for folder in folders if not folder.name.startswith(".")]
+        return [f.name for f in sorted(complete, key=lambda f: f.stat().st_mtime, reverse=True)]
+
+    def build(self, source: Path, release: str, commit: str | None) -> None:
+        """Make the folder of a release: complete, or not there at all."""
+        partial = self.releases / f".{release}"
+        shutil.rmtree(partial, ignore_errors=True)
+        if commit:
+            partial.mkdir(parents=True)
+            archive = subprocess.Popen(
+                ["git", "-C", str(source), "archive", commit], stdout=subprocess.PIPE
+            )
+            run("tar", "-x", "-C", str(partial), stdin=archive.stdout)
+            if archive.wait():
+                raise StepError(f"git archive {commit} failed")
+        else:
+            shutil.copytree(source, partial, ignore=shutil.ignore_patterns(".*", "__pycache__"))
+        self.install(partial, release)
+        run("chmod", "-R", "a+rX,go-w", str(partial))
+        partial.rename(self.releases / release)
+
+    def current(self) -> str | None:
+        """Return the release of the last deploy that succeeded."""
+        return self._link("current")
+
+    def previous(self) -> str | None:
+        """Return the release that was current before."""
+        return self._link("previous")
+
+    def _link(self, name: str) -> str | None:
+        link = self.releases / name
+        return link.readlink().name if link.is_symlink() and link.is_dir() else None
+
+    def is_current(self, release: str) -> None:
+        """Note that this release runs; what was current becomes `previous`."""
+        if (before := self.current()) == release:
+            return
+        for name, target in (("previous", before), ("current", release)):
+            if target:
+                partial = self.releases / f".{name}"
+                partial.unlink(missing_ok=True)
+                partial.symlink_to(target)
+                partial.rename(self.releases / name)
+
+    def tidy(self, kept: int) -> None:
+        """Delete all but the newest releases, and those that run or could be gone back to."""
+        needed = {self.current(), self.previous(), *self.all_running(), *self.built()[:kept]}
+        for release in self.built():
+            if release not in needed:
+                self.delete(release)
+
+    def delete(self, release: str) -> None:
+        """Delete a release that does not run."""
+        folder = self.releases / release
+        folder.rename(self.releases / f".{release}")
+        shutil.rmtree(self.releases / f".{release}")
+
+    def wants_flower(self) -> bool:
+        """Tell whether Flower has a password, without which it must not run."""
+        lines = (self.home / "env").read_text().splitlines()
+        return any(line.startswith("FLOWER_BASIC_AUTH=") and line[-1] != "=" for line in lines)
+
+    def all_running(self) -> set[str]:
+        """Return all releases of which something runs."""
+        return {release for _, release in self.units()}
+
+    def running(self, role: str) -> list[str]:
+        """Return the releases that run in a role, or are about to, or end just now."""
+        return [release for found, release in self.units() if found == role]
+
+    # What each platform does in its own way
+
+    def init(self) -> Path:
+        """Make folders and the file of settings, unless they are there; return the file."""
+        self.releases.mkdir(parents=True, exist_ok=True)
+        settings = self.home / "env"
+        if not settings.exists():
+            settings.touch(mode=0o600)
+            known = {"app": self.app, "secret": secrets.token_urlsafe(50)}
+            settings.write_text(self.SETTINGS.format(**known, password=secrets.token_urlsafe(24)))
+        return settings
+
+    def install(self, folder: Path, release: str) -> None:
+        """Make the source in `folder` ready to run; raise StepError."""
+        raise NotImplementedError
+
+    def inside(
+        self, release: str, *command: str, stdin: str = "", alone: bool = False, **environment: str
+    ) -> str:
+        """Run a Python file of a release, with its settings, as its user; return what it prints.
+
+        `alone`: not beside the same program of a deploy that was killed. Raises StepError.
+        """
+        raise NotImplementedError
+
+    def roles(self, release: str | None = None) -> list[str]:
+        """Return the roles that there are: in this release, or of anything on this machine."""
+        raise NotImplementedError
+
+    def units(self) -> list[tuple[str, str]]:
+        """Return role and release of all that runs, is about to, or ends just now."""
+        raise NotImplementedError
+
+    def prepare(self, release: str) -> None:
+        """Make ready what all releases share, as this one wants it; what runs is not disturbed."""
+        raise NotImplementedError
+
+    def start(self, role: str, release: str) -> None:
+        """Start a role of a release, now and whenever the machine starts; raise StepError."""
+        raise NotImplementedError
+
+    def stop(self, others: dict[str, list[str]]) -> None:
+        """End roles of releases side by side; return when all have ended."""
+        raise NotImplementedError
+
+    def wait_for_web(self, release: str, seconds: float) -> None:
+        """Return when requests reach the web of this release; raise StepError."""
+        raise NotImplementedError
+
+
+def run(*command: str, **how: Any) -> str:
+    """Run a program; return what it prints; raise StepError with its end when it fails."""
+    done: subprocess.CompletedProcess[str]
+    done = subprocess.run(command, capture_output=True, text=True, **how)
+    if done.returncode:
+        words = "\n".join(filter(None, (done.stdout.strip(), done.stderr.strip())))
+        name = " ".join(command[command.index("--") + 2 :] if "--" in command else command)
+        raise StepError(f"`{name}` ended with {done.returncode}:\n{words[-3000:]}")
+    return done.stdout

@@ -1,0 +1,128 @@
+"""What `deploy` asks of a release: can it run what the release before still sends?"""
+
+import inspect
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from django.db.models.functions import Now
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deploy.release import PROJECT, Parameter, check, refusals, tasks
+from durable_jobs import Job
+
+pytestmark = pytest.mark.django_db
+KINDS = list(inspect._ParameterKind)
+
+
+def parameters(function: Callable[..., Any]) -> list[Parameter]:
+    return [
+        Parameter(p.name, p.kind.name, p.default is not p.empty or p.kind in (2, 4))
+        for p in inspect.signature(function).parameters.values()
+    ]
+
+
+@st.composite
+def signatures(draw: st.DrawFn) -> inspect.Signature:
+    """Any signature of up to four parameters out of four names."""
+    names = draw(st.lists(st.sampled_from("abcd"), unique=True, max_size=4))
+    kinds = sorted(draw(st.sampled_from(KINDS)) for _ in names)
+    found: list[inspect.Parameter] = []
+    optional = False
+    for name, kind in zip(names, kinds, strict=True):
+        if kind in (2, 4):
+            # `bind` refuses f(a, /, **rest) an `a` in `rest`, which Python takes
+            if any(p.kind in (kind, 0 if kind == 4 else kind) for p in found):
+                continue
+            found.append(inspect.Parameter(name, kind))
+        else:
+            optional = draw(st.booleans()) or (optional and kind < 2)
+            default = None if optional else inspect.Parameter.empty
+            found.append(inspect.Parameter(name, kind, default=default))
+    return inspect.Signature(found)
+
+
+def listed(signature: inspect.Signature) -> list[Parameter]:
+    return [
+        Parameter(p.name, p.kind.name, p.default is not p.empty or p.kind in (2, 4))
+        for p in signature.parameters.values()
+    ]
+
+
+@settings(max_examples=2000, deadline=None)
+@given(
+    signatures(),
+    signatures(),
+    st.lists(st.integers(0, 9), max_size=4),
+    st.dictionaries(st.sampled_from("abcdx"), st.integers(10, 19), max_size=4),
+)
+def test_what_is_not_refused_runs_with_each_argument_under_its_name(
+    old: inspect.Signature, new: inspect.Signature, args: list[int], kwargs: dict[str, int]
+) -> None:
+    if refusals(listed(old), listed(new)):
+        return
+    try:
+        before = old.bind(*args, **kwargs).arguments
+    except TypeError:
+        return
+    after = new.bind(*args, **kwargs).arguments  # raises where the call is not understood
+    for name, value in before.items():
+        if old.parameters[name].kind in (1, 3) and name in after:
+            assert new.parameters[name].kind in (2, 4) or after[name] == value
+
+
+@given(signatures())
+def test_a_task_that_stays_as_it_is_is_not_refused(signature: inspect.Signature) -> None:
+    assert refusals(listed(signature), listed(signature)) == []
+
+
+def test_words_name_what_the_running_release_sends() -> None:
+    def old(note: int, *, late: bool = False) -> None: ...
+
+    def renamed(text: int, *, late: bool = False) -> None: ...
+    def wants(note: int, more: int, *, late: bool = False) -> None: ...
+    def loses(note: int) -> None: ...
+    def moves(first: int = 0, note: int = 0, *, late: bool = False) -> None: ...
+    def grows(note: int, more: int = 0, *, late: bool = True, **rest: int) -> None: ...
+
+    def said(new: Callable[..., Any]) -> list[str]:
+        return refusals(parameters(old), parameters(new))
+
+    assert said(renamed) == ["no longer takes `note`", "now wants `text`"]
+    assert said(wants) == ["now wants `more`"]
+    assert said(loses) == ["no longer takes `late`"]
+    assert said(moves) == ["takes `first` where it took `note`"]
+    assert said(grows) == []
+
+
+def test_a_task_may_only_go_when_nobody_sends_it_and_no_job_of_it_is_left() -> None:
+    other = {**tasks(), "shop.tasks.gone": []}
+    assert check(other, set()) == [
+        "shop.tasks.gone does not exist; the release that runs may still send it"
+    ]
+    assert check(other, {"shop.tasks.gone"}) == []
+    Job.objects.create(task="shop.tasks.gone", queue="default", due_at=Now())
+    (line,) = check(other, {"shop.tasks.gone"})
+    assert line == "shop.tasks.gone is gone, and 1 of its jobs are not finished"
+
+
+def test_a_release_can_run_what_it_sends_itself() -> None:
+    done = subprocess.run(
+        [sys.executable, "deploy/release.py", "tasks"],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = json.loads(done.stdout)
+    assert "probes.probe" in found
+    assert not any(name.startswith("celery.") for name in found)
+    assert check(found, set()) == []
+
+
+def test_bound_tasks_are_listed_without_self() -> None:
+    assert [p.name for p in tasks()["probes.probe"]] == ["queue", "asked"]
