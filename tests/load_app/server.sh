@@ -14,8 +14,9 @@ as_postgres -c "CREATE ROLE app LOGIN PASSWORD '$5'" -c "CREATE DATABASE app OWN
 
 mkdir -p "/etc/systemd/system/$1-web.socket.d"
 printf '[Socket]\nListenStream=\nListenStream=127.0.0.1:%s\n' "$4" >"/etc/systemd/system/$1-web.socket.d/port.conf"
-git config --global --add safe.directory /srv/source
-/srv/source/deploy/deploy init
+source=$(dirname "$(dirname "$(readlink -f "$0")")")
+git config --global --add safe.directory "$source"
+"$source/deploy/deploy" init
 cat >"$home/env" <<END
 DATABASE_URL=postgres://app:$5@127.0.0.1:$database/app
 CELERY_BROKER_URL=redis://127.0.0.1:$3/0

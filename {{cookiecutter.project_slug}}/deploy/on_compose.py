@@ -86,20 +86,22 @@ CELERY_BROKER_URL=redis://:{password}@valkey:6379/0
             and row.get(f"{label}.oneoff") != "True"
         ]
 
-    def prepare(self, release: str) -> None:
+    def provide(self, release: str) -> None:
         config = json.loads(self.compose(release, "--profile", "*", "config", "--format", "json"))
         for kind in ("networks", "volumes"):
             for thing in config.get(kind, {}).values():
                 if thing.get("external"):
                     make(kind.removesuffix("s"), thing["name"])
-        proxy = self.home / "proxy"
-        proxy.mkdir(exist_ok=True)
-        source = self.releases / release / "deploy/proxy/Caddyfile"
-        (proxy / "Caddyfile").write_text(source.read_text())
-        if not (proxy / "upstream.caddy").exists():
+        (self.home / "proxy").mkdir(exist_ok=True)
+        if not (self.home / "proxy/upstream.caddy").exists():
+            self.prepare(release)
             self.send_to(release)
         shared = ("--profile", "shared", "up", "--detach", "--wait")
         self.compose(release, *shared, shared=True)
+
+    def prepare(self, release: str) -> None:
+        source = self.releases / release / "deploy/proxy/Caddyfile"
+        (self.home / "proxy/Caddyfile").write_text(source.read_text())
 
     def send_to(self, release: str) -> None:
         """Write which release the proxy has to send requests to."""
@@ -122,8 +124,8 @@ CELERY_BROKER_URL=redis://:{password}@valkey:6379/0
         self.compose(release, "--profile", "shared", *command, shared=True)
         time.sleep(DRAIN_SECONDS)
 
-    def start(self, role: str, release: str) -> None:
-        self.compose(release, "up", "--detach", "--no-deps", "--wait", role)
+    def start(self, release: str, *roles: str) -> None:
+        self.compose(release, "up", "--detach", "--no-deps", "--wait", *roles)
 
     def stop(self, others: dict[str, list[str]]) -> None:
         for release in sorted({name for names in others.values() for name in names}):

@@ -110,12 +110,11 @@ CELERY_BROKER_URL=redis://:password@127.0.0.1:6379/0
         matches = (pattern.match(row[0]) for row in rows if row[2] in ALIVE)
         return [(match[1], match[2]) for match in matches if match]
 
-    def start(self, role: str, release: str) -> None:
-        unit = self.unit(role, release)
-        if role == "reconcile":
-            systemctl("start", unit)
-        else:
-            systemctl("enable", "--quiet", "--now", unit)
+    def start(self, release: str, *roles: str) -> None:
+        units = [self.unit(role, release) for role in roles]
+        if "reconcile" not in roles:  # it belongs to this deploy, and not to the next start
+            systemctl("enable", "--quiet", *units)
+        systemctl("start", *units)
 
     def stop(self, others: dict[str, list[str]]) -> None:
         units = [self.unit(role, name) for role, names in others.items() for name in names]

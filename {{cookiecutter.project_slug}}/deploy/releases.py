@@ -141,12 +141,15 @@ DJANGO_BEHIND_PROXY=1
         """Return role and release of all that runs, is about to, or ends just now."""
         raise NotImplementedError
 
+    def provide(self, release: str) -> None:
+        """Have what every release needs to be asked anything; what runs is not disturbed."""
+
     def prepare(self, release: str) -> None:
-        """Make ready what all releases share, as this one wants it; what runs is not disturbed."""
+        """Install what all releases share as this one has it; what runs is not disturbed."""
         raise NotImplementedError
 
-    def start(self, role: str, release: str) -> None:
-        """Start a role of a release, now and whenever the machine starts; raise StepError."""
+    def start(self, release: str, *roles: str) -> None:
+        """Start roles of a release, now and whenever the machine starts; raise StepError."""
         raise NotImplementedError
 
     def stop(self, others: dict[str, list[str]]) -> None:

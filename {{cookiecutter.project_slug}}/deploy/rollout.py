@@ -86,30 +86,28 @@ class Deploy:
         """Have this release run, and no other; raise StepError when it gives no sign of life."""
         platform, release = self.platform, self.release
         platform.prepare(release)
-        workers = [role for role in platform.roles(release) if role.startswith("worker-")]
-        for role in workers:
-            self.start(role)
+        self.start(*workers(platform.roles(release)))
         self.ask(release, "workers", release, str(self.patience))
         say("its workers serve every queue")
         # For jobs whose time a worker kept that now ends, and those that come due without a beat.
-        platform.start("reconcile", release)
-        self.end_others(*(role for role in platform.roles() if role.startswith("worker-")))
+        platform.start(release, "reconcile")
+        self.end_others(*workers(platform.roles()))
         self.start("web")
         platform.wait_for_web(release, self.patience)
         say("its web answers")
         self.end_others("web")
         self.end_others("beat", "flower")
-        self.start("beat")
-        if platform.wants_flower():
-            self.start("flower")
+        self.start("beat", *(["flower"] if platform.wants_flower() else []))
         self.ask(release, "queues", release, str(self.patience))
         platform.stop({"reconcile": platform.running("reconcile")})
         say("it has answered a probe of every queue")
 
-    def start(self, role: str) -> None:
-        if self.release not in self.platform.running(role):
-            self.platform.start(role, self.release)
-            say(f"started {role}")
+    def start(self, *roles: str) -> None:
+        """Start these roles of the release; say which did not run already."""
+        missing = [role for role in roles if self.release not in self.platform.running(role)]
+        self.platform.start(self.release, *roles)
+        if missing:
+            say(f"started {', '.join(missing)}")
 
     def end_others(self, *roles: str) -> None:
         """End what other releases run in these roles, all at once, each within its own grace."""
@@ -122,6 +120,11 @@ class Deploy:
             self.platform.stop(others)
             releases = sorted({name for found in others.values() for name in found})
             say(f"ended {', '.join(others)} of {', '.join(releases)}")
+
+
+def workers(roles: list[str]) -> list[str]:
+    """Return the roles that are not web, beat or Flower: workers, and what you have added."""
+    return [role for role in roles if role not in ("web", "beat", "flower", "reconcile")]
 
 
 BEGAN = time.monotonic()
@@ -153,6 +156,7 @@ def deploy(platform: Releases, change: Deploy) -> int:
     running = platform.current()
     platform.under_way.write_text(change.release)
     try:
+        platform.provide(change.release)
         change.check(running)
         change.migrate()
     except StepError as error:
