@@ -50,10 +50,11 @@ KINDS = (
     "broken",
     "rolled back",
     "refused",
+    "drops a column",
 )
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 STOPPED = ("killed", "undone")
-CODES = {"broken": 3, "refused": 1}
+CODES = {"broken": 3, "refused": 1, "drops a column": 1}
 
 
 @dataclass

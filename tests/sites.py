@@ -18,6 +18,14 @@ from tests.docker_engine import engine
 from tests.systemd_lab import Server, server
 
 APP = "my_project"
+DROP = """\
+from django.db import migrations
+
+
+class Migration(migrations.Migration):
+    dependencies = [("load_app", "0001_initial")]
+    operations = [migrations.RemoveField("Effect", "release")]
+"""
 # uv, its downloads of this machine, and what it trusts
 TOOLS = {
     "PATH": "/opt/uv:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -100,6 +108,8 @@ class Site:
                 file.write('\nimport sys\nif "worker" in sys.argv: raise SystemExit("broken")\n')
         if kind == "refused":
             tasks.write_text(tasks.read_text().replace("def work(wanted: int", "def work(it: int"))
+        if kind == "drops a column":
+            (self.source / "load_app/migrations/0002_drop.py").write_text(DROP)
         self.git("add", "-A")
         self.git("-c", "user.name=x", "-c", "user.email=x@x", "commit", "-qm", kind)
 
@@ -139,7 +149,9 @@ class SystemdSite(Site):
 
     def start(self, name: str, *arguments: str) -> "subprocess.Popen[str]":
         variables = [f"{name}={value}" for name, value in TOOLS.items()]
-        return self.host.start("env", *variables, f"{self.script}/{name}", *arguments)
+        return self.host.start(
+            "env", "-C", f"/srv/{APP}-source", *variables, f"{self.script}/{name}", *arguments
+        )
 
     def log(self) -> str:
         return self.run("journalctl", "-u", f"{APP}-*", "-o", "short-precise", "--no-pager")
