@@ -1,6 +1,7 @@
 """Releases side by side on one machine as projects of Docker Compose: `<app>-<release>`."""
 
 import json
+import os
 import re
 import subprocess
 import time
@@ -38,13 +39,13 @@ CELERY_BROKER_URL=redis://:{password}@valkey:6379/0
 
     def compose(self, release: str, *arguments: str, shared: bool = False, **how: Any) -> str:
         """Run a command of Compose on a release, or on what all releases share."""
+        return run(*self._command(release, shared=shared), *arguments, **how)
+
+    def _command(self, release: str, *, shared: bool = False) -> list[str]:
         project = self.app if shared else f"{self.app}-{release}"
-        file = str(self.releases / release / FILE)
-        settings = {"RELEASE": release, "APP_HOME": str(self.home), "APP": self.app}
-        environment = [f"{name}={value}" for name, value in settings.items()]
-        command = ("docker", "compose", "--progress=quiet", "-p", project, "-f", file)
-        files = ("--env-file", str(self.home / "env"))
-        return run("env", *environment, *command, *files, *arguments, **how)
+        environment = (f"RELEASE={release}", f"APP_HOME={self.home}")
+        files = ("-f", f"{self.releases / release}/{FILE}", "--env-file", f"{self.home}/env")
+        return ["env", *environment, "docker", "compose", "--progress=quiet", "-p", project, *files]
 
     def install(self, folder: Path, release: str) -> None:
         if not re.fullmatch("[a-z0-9][a-z0-9_-]*", release):
@@ -67,6 +68,11 @@ CELERY_BROKER_URL=redis://:{password}@valkey:6379/0
             subprocess.run(["docker", "rm", "--force", name], capture_output=True)
         program = ("run", "--rm", "--no-TTY", "--no-deps", *options, "manage", "python", *command)
         return self.compose(release, *program, input=stdin)
+
+    def attended(self, release: str, *command: str) -> int:
+        tty = [] if os.isatty(0) else ["--no-TTY"]
+        program = ("run", "--rm", "--no-deps", *tty, "manage", "python", *command)
+        return subprocess.run([*self._command(release), *program]).returncode
 
     def roles(self, release: str | None = None) -> list[str]:
         if release is None:

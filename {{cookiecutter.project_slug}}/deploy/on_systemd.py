@@ -50,10 +50,20 @@ CELERY_BROKER_URL=redis://:password@127.0.0.1:6379/0
     def inside(
         self, release: str, *command: str, stdin: str = "", alone: bool = False, **environment: str
     ) -> str:
+        options = ["--pipe", *self._options(release)]
+        options += [f"--setenv={name}={value}" for name, value in environment.items()]
+        if alone:
+            unit = f"{self.app}-alone.service"
+            options.append(f"--unit={unit}")
+            while systemctl("show", "-P", "ActiveState", unit) in ALIVE:
+                time.sleep(0.5)
+        python = f"{self.releases / release}/.venv/bin/python"
+        return run("systemd-run", *options, "--", python, *command, input=stdin)
+
+    def _options(self, release: str) -> list[str]:
         folder = self.releases / release
-        options = [
+        return [
             "--quiet",
-            "--pipe",
             "--wait",
             "--collect",
             f"--uid={self.user}",
@@ -61,16 +71,13 @@ CELERY_BROKER_URL=redis://:password@127.0.0.1:6379/0
             f"--property=EnvironmentFile={self.home}/env",
             f"--setenv=RELEASE={release}",
             f"--setenv=PATH={folder}/.venv/bin:/usr/bin:/bin",
-            *(f"--setenv={name}={value}" for name, value in environment.items()),
         ]
-        if alone:
-            unit = f"{self.app}-alone.service"
-            options.append(f"--unit={unit}")
-            while systemctl("show", "-P", "ActiveState", unit) in ALIVE:
-                time.sleep(0.5)
-        return run(
-            "systemd-run", *options, "--", f"{folder}/.venv/bin/python", *command, input=stdin
-        )
+
+    def attended(self, release: str, *command: str) -> int:
+        kind = "--pty" if os.isatty(0) else "--pipe"
+        python = f"{self.releases / release}/.venv/bin/python"
+        options = (kind, *self._options(release))
+        return subprocess.run(["systemd-run", *options, "--", python, *command]).returncode
 
     def roles(self, release: str | None = None) -> list[str]:
         if release:

@@ -133,6 +133,10 @@ DJANGO_BEHIND_PROXY=1
         """
         raise NotImplementedError
 
+    def attended(self, release: str, *command: str) -> int:
+        """Run a Python file of a release for the person at the terminal; return its exit code."""
+        raise NotImplementedError
+
     def roles(self, release: str | None = None) -> list[str]:
         """Return the roles that there are: in this release, or of anything on this machine."""
         raise NotImplementedError

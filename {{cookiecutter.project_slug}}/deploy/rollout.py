@@ -6,6 +6,7 @@
   deploy/deploy init [--compose]            make the user, the folders and the file of settings;
                                             --compose: containers instead of units of systemd
   deploy/deploy status                      what runs, and what could run
+  deploy/manage COMMAND ...                 manage.py of the current release, with its settings
 
 Each step brings about a state, and does nothing where that is reached: a deploy that was killed is
 finished by the same command, or undone by `rollback`. Workers of the new release start before those
@@ -224,6 +225,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--patience", type=float, default=60.0, metavar="SECONDS", help="60")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done")
     parser.add_argument("--rollback", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--manage", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
 
@@ -311,6 +313,10 @@ def main(arguments: list[str]) -> int:
             raise RefusedError(
                 f"{home}/env is not there: `deploy/deploy init` makes it, for you to fill"
             )
+        if options.manage is not None:
+            if (current := platform.current()) is None:
+                raise RefusedError("no deploy has succeeded yet: there is no current release")
+            return platform.attended(current, "manage.py", *options.manage)
         with lock(home):
             if options.rollback:
                 return rollback(platform, options.patience)
