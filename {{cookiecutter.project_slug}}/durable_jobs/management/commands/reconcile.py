@@ -1,6 +1,7 @@
 """`manage.py reconcile`: one pass; with `--loop` a service that needs neither beat nor broker."""
 
 import signal
+import threading
 import time
 from argparse import ArgumentParser
 from typing import Any
@@ -30,11 +31,12 @@ class Command(BaseCommand):
             self.stdout.write(str(run_pass()))
             publisher.flush()
             return
-        # With a handler of its own it also ends as the first process of a container. What a pass
-        # had not committed is done by the next one.
+        # With a handler of its own it also ends as the first process of a container; but only when
+        # the pass has ended, which would else have moved jobs and told no worker of them.
+        stop = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, leave)
-        while True:
+            signal.signal(number, lambda *_: stop.set())
+        while not stop.is_set():
             begin = time.monotonic()
             try:
                 done = run_pass()
@@ -43,13 +45,9 @@ class Command(BaseCommand):
             except Error as error:  # a database that restarts must not end the service
                 self.stderr.write(f"pass failed: {error}")
                 connections[conf.DATABASE].close()
-            time.sleep(max(0.0, interval - (time.monotonic() - begin)))
+            stop.wait(max(0.0, interval - (time.monotonic() - begin)))
 
 
 def run_pass() -> Any:
     """Run one pass."""
     return loop.run_once()
-
-
-def leave(*_: Any) -> None:
-    raise SystemExit(0)
