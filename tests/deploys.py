@@ -169,6 +169,9 @@ def run(site: Site, deploys: int, kinds: list[str] | None = None) -> dict[str, A
     load = Load(site.port, site.random)
     try:
         rows = [one(site, kind, next(step) if kind in STOPPED else "") for kind in plans]
+        for _ in range(2):
+            site.reload()
+            time.sleep(3)  # of requests, while its processes are replaced
     finally:
         load.stop()
     deadline = time.monotonic() + 90

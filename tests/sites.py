@@ -85,6 +85,10 @@ class Site:
         """Return what psql prints for a query."""
         return self.run(*self.psql, "-tAc", query)
 
+    def reload(self) -> None:
+        """Have gunicorn load the code of the current release anew."""
+        raise NotImplementedError
+
     def log(self) -> str:
         """Return what the processes of all releases have logged."""
         raise NotImplementedError
@@ -153,6 +157,10 @@ class SystemdSite(Site):
             "env", "-C", f"/srv/{APP}-source", *variables, f"{self.script}/{name}", *arguments
         )
 
+    def reload(self) -> None:
+        current = self.run("readlink", f"{self.home}/releases/current").strip()
+        self.run("systemctl", "reload", f"{APP}-web@{current}.service")
+
     def log(self) -> str:
         return self.run("journalctl", "-u", f"{APP}-*", "-o", "short-precise", "--no-pager")
 
@@ -207,6 +215,10 @@ DJANGO_SECURE_SSL_REDIRECT=0
             stderr=subprocess.STDOUT,
             text=True,
         )
+
+    def reload(self) -> None:
+        current = self.run("readlink", f"{self.home}/releases/current").strip()
+        self.run("docker", "kill", "--signal=HUP", f"{APP}-{current}-web-1")
 
     def log(self) -> str:
         names = self.run("docker", "ps", "--all", "--format", "{{.Names}}").split()
