@@ -25,13 +25,16 @@ def succeeds(*command: str | Path) -> bool:
 
 
 @contextmanager
-def engine() -> Iterator[list[str]]:
-    """Yield what stands before `docker` on a command line; skip the test if there is no engine."""
+def engine(*images: str) -> Iterator[list[str]]:
+    """Yield what stands before `docker` on a command line; skip the test if there is no engine.
+
+    `images`: what the lab has to build besides its usual ones; a real engine fetches them.
+    """
     if succeeds("docker", "info") and succeeds("docker", "compose", "version"):
         yield []
     elif LAB.exists() and os.getuid() == 0:
         was_up = succeeds(LAB, "status")
-        if not succeeds(LAB, "up"):
+        if not (succeeds(LAB, "up") and (not images or succeeds(LAB, "up", *images))):
             pytest.fail(f"`{LAB} up` failed")
         try:
             yield [str(LAB), "exec"]
