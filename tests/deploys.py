@@ -32,6 +32,7 @@ STEPS = (
     "migrated",
     "started worker-control",
     "its workers",
+    "its workers+2",  # seconds later, in the middle of the next step
     "ended worker-",
     "started web",
     "its web",
@@ -51,10 +52,18 @@ KINDS = (
     "rolled back",
     "refused",
     "drops a column",
+    "drops a default",
 )
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 STOPPED = ("killed", "undone")
-CODES = {"broken": 3, "refused": 1, "drops a column": 1}
+# Why it was refused, or did not work.
+REASONS = {
+    "broken": "broken",
+    "refused": "load_app.tasks.work no longer takes `wanted`",
+    "drops a column": "DROPPING columns",
+    "drops a default": "DROP DEFAULT",
+}
+CODES = {"broken": 3, "refused": 1, "drops a column": 1, "drops a default": 1}
 
 
 @dataclass
@@ -136,6 +145,7 @@ def one(site: Site, kind: str, step: str) -> dict[str, Any]:
         output += f"-- killed --\n{again}"
     seconds = round(time.monotonic() - began, 1)
     assert code == CODES.get(kind, 0), f"{kind}: exit code {code}\n{output}"
+    assert REASONS.get(kind, "") in output, output
     if kind == "rolled back":
         assert site.run("readlink", f"{site.home}/releases/current").strip() != before
         code, more = site.deploy(name="rollback")

@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,14 +19,27 @@ from tests.docker_engine import engine
 from tests.systemd_lab import Server, server
 
 APP = "my_project"
-DROP = """\
-from django.db import migrations
+HEAD = """\
+from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
     dependencies = [("load_app", "0001_initial")]
-    operations = [migrations.RemoveField("Effect", "release")]
 """
+# What becomes of the models, and the operation that brings it about.
+MIGRATIONS = {
+    "drops a column": (
+        "    release = models.CharField(max_length=100)\n",
+        "",
+        '    operations = [migrations.RemoveField("Effect", "release")]\n',
+    ),
+    "drops a default": (
+        "countdown = models.FloatField()\n    at = models.DateTimeField(db_default=Now())",
+        "countdown = models.FloatField()\n    at = models.DateTimeField(auto_now_add=True)",
+        '    operations = [migrations.AlterField("Wanted", "at",'
+        " models.DateTimeField(auto_now_add=True))]\n",
+    ),
+}
 # uv, its downloads of this machine, and what it trusts
 TOOLS = {
     "PATH": "/opt/uv:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -112,21 +126,30 @@ class Site:
                 file.write('\nimport sys\nif "worker" in sys.argv: raise SystemExit("broken")\n')
         if kind == "refused":
             tasks.write_text(tasks.read_text().replace("def work(wanted: int", "def work(it: int"))
-        if kind == "drops a column":
-            (self.source / "load_app/migrations/0002_drop.py").write_text(DROP)
+        if kind in MIGRATIONS:
+            before, after, operation = MIGRATIONS[kind]
+            text = (self.source / "load_app/models.py").read_text()
+            assert before in text
+            (self.source / "load_app/models.py").write_text(text.replace(before, after))
+            (self.source / "load_app/migrations/0002_more.py").write_text(HEAD + operation)
         self.git("add", "-A")
         self.git("-c", "user.name=x", "-c", "user.email=x@x", "commit", "-qm", kind)
 
     def deploy(
         self, *arguments: str, kill_after: str = "", name: str = "deploy"
     ) -> tuple[int, str]:
-        """Run a script; return exit code and output. `kill_after`: the line to kill it after."""
+        """Run a script; return exit code and output.
+
+        `kill_after`: words of the line to kill it after, and `+` seconds more.
+        """
         process = self.start(name, *arguments)
         assert process.stdout is not None
         lines = []
+        words, _, seconds = kill_after.partition("+")
         for line in process.stdout:
             lines.append(line)
-            if kill_after and kill_after in line:
+            if words and words in line:
+                time.sleep(float(seconds or 0))
                 # the script, and not what it has begun
                 found = self.run("pgrep", "-of", f"python3 {self.script}/rollout.py")
                 self.run("kill", "-KILL", *found.split())

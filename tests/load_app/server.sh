@@ -12,12 +12,11 @@ systemctl start postgresql valkey-server
 for _ in $(seq 50); do as_postgres -c '' && break; sleep 0.2; done
 as_postgres -c "CREATE ROLE app LOGIN PASSWORD '$5'" -c "CREATE DATABASE app OWNER app"
 
-mkdir -p "/etc/systemd/system/$1-web.socket.d"
-printf '[Socket]\nListenStream=\nListenStream=127.0.0.1:%s\n' "$4" >"/etc/systemd/system/$1-web.socket.d/port.conf"
 source=$(dirname "$(dirname "$(readlink -f "$0")")")
 git config --global --add safe.directory "$source"
 "$source/deploy/deploy" init
 cat >"$home/env" <<END
+WEB_LISTEN=127.0.0.1:$4
 DATABASE_URL=postgres://app:$5@127.0.0.1:$database/app
 CELERY_BROKER_URL=redis://127.0.0.1:$3/0
 DJANGO_SECRET_KEY=$(head -c 50 /dev/urandom | base64 -w 0)

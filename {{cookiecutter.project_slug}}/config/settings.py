@@ -88,6 +88,7 @@ MIGRATION_LINTER_OPTIONS = {
     "exclude_apps": ["admin", "auth", "contenttypes", "sessions"],
     "ignore_initial_migrations": True,
     "no_cache": True,
+    "warnings_as_errors": [],  # all of them
 }
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 # Celery reconnects to the database for each task otherwise; durable_jobs checks the connection.

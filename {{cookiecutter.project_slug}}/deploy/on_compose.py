@@ -33,6 +33,7 @@ CELERY_BROKER_URL=redis://:{password}@valkey:6379/0
     )
 
     def init(self) -> Path:
+        run("docker", "compose", "version")
         settings = super().init()
         (self.home / "compose").touch()  # from now on `deploy` knows that it works with containers
         return settings
@@ -73,6 +74,10 @@ CELERY_BROKER_URL=redis://:{password}@valkey:6379/0
         tty = [] if os.isatty(0) else ["--no-TTY"]
         program = ("run", "--rm", "--no-deps", *tty, "manage", "python", *command)
         return subprocess.run([*self._command(release), *program]).returncode
+
+    def last_words(self, release: str) -> str:
+        lines = self.compose(release, "--profile", "release", "logs", "--no-color", "--tail=4")
+        return "\n".join(["the end of its log:", *(line[:300] for line in lines.splitlines())])
 
     def roles(self, release: str | None = None) -> list[str]:
         if release is None:

@@ -23,6 +23,8 @@ class Systemd(Releases):
     SETTINGS = (
         Releases.SETTINGS
         + """\
+# Where the proxy that speaks TLS finds the web.
+WEB_LISTEN=127.0.0.1:8000
 DATABASE_URL=postgres://user:password@127.0.0.1:5432/{app}
 CELERY_BROKER_URL=redis://:password@127.0.0.1:6379/0
 """
@@ -79,6 +81,17 @@ CELERY_BROKER_URL=redis://:password@127.0.0.1:6379/0
         options = (kind, *self._options(release))
         return subprocess.run(["systemd-run", *options, "--", python, *command]).returncode
 
+    def forget_others(self, release: str) -> None:
+        enabled = (link.name for link in UNITS.glob(f"*.wants/{self.app}-*@*.service"))
+        others = [unit for unit in enabled if not unit.endswith(f"@{release}.service")]
+        if others:
+            systemctl("disable", "--quiet", *others)
+
+    def last_words(self, release: str) -> str:
+        units = f"{self.app}-*@{release}.service"
+        lines = run("journalctl", "-u", units, "-n", "12", "-o", "cat", "--no-pager").splitlines()
+        return "\n".join(["the end of its log:", *(line[:300] for line in lines)])
+
     def roles(self, release: str | None = None) -> list[str]:
         if release:
             files = (self.releases / release / "deploy/systemd").glob("*@.service")
@@ -89,11 +102,25 @@ CELERY_BROKER_URL=redis://:password@127.0.0.1:6379/0
     def unit(self, role: str, release: str) -> str:
         return f"{self.app}-{role}@{release}.service"
 
+    def listen(self) -> str:
+        """Return the address of the web that the settings want."""
+        return self.setting("WEB_LISTEN", "127.0.0.1:8000")
+
+    def provide(self, release: str) -> None:
+        unit = f"{self.app}-web.socket"
+        listens = systemctl("show", "-P", "Listen", unit).partition(" ")[0]
+        if systemctl("show", "-P", "ActiveState", unit) == "active" and listens != self.listen():
+            raise StepError(
+                f"the web listens on {listens}, and WEB_LISTEN says {self.listen()}. That takes a"
+                f" moment without a web: systemctl stop {unit} '{self.app}-web@*', and deploy again"
+            )
+
     def prepare(self, release: str) -> None:
         changed = False
         for file in (self.releases / release / "deploy/systemd").iterdir():
             text = file.read_text()
-            for name, value in (("APP", self.app), ("HOME", self.home), ("USER", self.user)):
+            known = {"APP": self.app, "HOME": self.home, "USER": self.user, "LISTEN": self.listen()}
+            for name, value in known.items():
                 text = text.replace(f"@{name}@", str(value))
             if file.name == "common.conf":  # a drop-in of all units whose names begin so
                 target = UNITS / f"{self.app}-@.service.d" / file.name
@@ -128,9 +155,11 @@ CELERY_BROKER_URL=redis://:password@127.0.0.1:6379/0
         if units:
             systemctl("disable", "--quiet", *units)
             systemctl("stop", *units)
+            # or what has crashed would be shown as failed until the next start of the machine
+            subprocess.run(["systemctl", "reset-failed", *units], capture_output=True)
 
     def wait_for_web(self, release: str, seconds: float) -> None:
-        address = systemctl("show", "-P", "Listen", f"{self.app}-web.socket").split()[0]
+        address = self.listen()
         deadline = time.monotonic() + seconds
         seen = "nothing"
         while time.monotonic() < deadline:

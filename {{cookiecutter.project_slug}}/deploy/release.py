@@ -12,12 +12,13 @@ Exit code 1: no, and the lines printed say why.
 import inspect
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 PROJECT = Path(__file__).resolve().parent.parent
 POSITIONAL = ("POSITIONAL_ONLY", "POSITIONAL_OR_KEYWORD")
@@ -64,12 +65,10 @@ def refusals(old: Iterable[Parameter], new: Iterable[Parameter]) -> list[str]:
         elif p.kind in KEYWORD and p.name not in names and "VAR_KEYWORD" not in kinds:
             found.append(f"no longer takes `{p.name}`")
     for place, p in enumerate(p for p in old if p.kind in POSITIONAL):
-        by_name = p.kind in KEYWORD and (p.name in names or "VAR_KEYWORD" in kinds)
-        if place < len(places):
-            if places[place] != p.name and by_name:
-                found.append(f"takes `{places[place]}` where it took `{p.name}`")
-        elif "VAR_POSITIONAL" not in kinds and (by_name or p.kind not in KEYWORD):
+        if place >= len(places):
             found.append(f"no longer takes `{p.name}` by its place")
+        elif places[place] != p.name:
+            found.append(f"takes `{places[place]}` where it took `{p.name}`")
     if any(p.kind == "VAR_POSITIONAL" for p in old):
         count = sum(p.kind in POSITIONAL for p in old)
         found += [f"takes `{name}` out of what `*` took" for name in places[count:]]
@@ -78,12 +77,16 @@ def refusals(old: Iterable[Parameter], new: Iterable[Parameter]) -> list[str]:
     return found
 
 
-def check(other: dict[str, list[Parameter]], gone: set[str]) -> list[str]:
-    """Return what of release `other` this one could not run, a line each."""
+def check(other: dict[str, Any], gone: set[str]) -> list[str]:
+    """Return what of another release, its `tasks` and `queues`, this one could not run."""
     from durable_jobs import Job
+    from probes.conf import queues
 
     ours, found = tasks(), []
-    for name, parameters in other.items():
+    for queue in sorted(set(other.get("queues", ())) - set(queues())):
+        if count := Job.objects.unfinished().filter(queue=queue).count():
+            found.append(f"the queue {queue} is gone, and {count} jobs on it are not finished")
+    for name, parameters in other.get("tasks", {}).items():
         if name not in ours and name not in gone:
             found.append(f"{name} does not exist; the release that runs may still send it")
         elif name in ours:
@@ -92,6 +95,45 @@ def check(other: dict[str, list[Parameter]], gone: set[str]) -> list[str]:
         if count := Job.objects.unfinished().filter(task=name).count():
             found.append(f"{name} is gone, and {count} of its jobs are not finished")
     return found
+
+
+def no_broker() -> list[str]:
+    """Return what is wrong with the broker, a line; [] when it answers."""
+    from celery import current_app
+
+    try:
+        with current_app.connection_for_write(connect_timeout=3) as connection:
+            connection.ensure_connection(max_retries=1, timeout=3)
+    except Exception as error:  # whatever its client raises
+        return [f"the broker does not answer: {error!r}"]
+    return []
+
+
+def migrations() -> list[str]:
+    """Return what of the migrations to come breaks the release that runs, a line each.
+
+    That is what the linter of `manage.py lintmigrations` does not look at; and indexes that a
+    migration has left behind unfinished, so that it cannot be repeated.
+    """
+    from django.db import connection
+    from django.db.migrations.executor import MigrationExecutor
+    from django_migration_linter import IgnoreMigration
+
+    found = []
+    executor = MigrationExecutor(connection)
+    for migration, _ in executor.migration_plan(executor.loader.graph.leaf_nodes()):
+        if any(isinstance(operation, IgnoreMigration) for operation in migration.operations):
+            continue
+        sql = "\n".join(executor.loader.collect_sql([(migration, False)]))
+        added = set(re.findall(r'ADD COLUMN ("\w+")', sql))
+        dropped = set(re.findall(r'ALTER COLUMN ("\w+") DROP DEFAULT', sql)) - added
+        found += [f"{migration}: DROP DEFAULT of {column}" for column in sorted(dropped)]
+        if re.search("ALTER TABLE .* ADD CONSTRAINT .* CHECK", sql):
+            found.append(f"{migration}: ADD CONSTRAINT CHECK, which what runs may not keep to")
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT indexrelid::regclass::text FROM pg_index WHERE NOT indisvalid")
+        names = [name for (name,) in cursor.fetchall()]
+    return found + [f"an index was not finished: DROP INDEX CONCURRENTLY {name}" for name in names]
 
 
 def doubts() -> list[str]:
@@ -155,12 +197,16 @@ def main(command: str, *arguments: str) -> int:
     import config.celery  # noqa: F401 - the application whose tasks are meant
 
     if command == "tasks":
-        print(json.dumps(tasks()))
+        from probes.conf import queues
+
+        print(json.dumps({"tasks": tasks(), "queues": queues()}))
         return 0
     if command == "check":
-        for line in doubts():
-            print(f"not well before the deploy: {line}", file=sys.stderr)
-        missing = check(json.load(sys.stdin), set(arguments))
+        missing = no_broker()
+        if other := json.load(sys.stdin):  # before the first deploy there are not even tables
+            for line in doubts():
+                print(f"not well before the deploy: {line}")
+            missing += check(other, set(arguments)) + migrations()
     elif command == "workers":
         missing = wait(lambda: without_worker(arguments[0]), float(arguments[1]))
     else:

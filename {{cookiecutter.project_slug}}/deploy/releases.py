@@ -1,5 +1,7 @@
 """Releases side by side in a folder, complete or not there; which of them is the current one."""
 
+import os
+import re
 import secrets
 import shutil
 import subprocess
@@ -25,8 +27,13 @@ DJANGO_BEHIND_PROXY=1
 # FLOWER_BASIC_AUTH=user:password
 """
 
-    def __init__(self, app: str, home: Path, user: str) -> None:
-        """`app`: what names of units and images begin with; `home`: also of settings and lock."""
+    def __init__(self, app: str, home: Path, user: str | None) -> None:
+        """`app`: what names of units and images begin with; `home`: also of settings and lock.
+
+        `user`: whom processes run as; None: whom `init` was told, or one with the app's name.
+        """
+        told = home / "user"
+        user = user or (told.read_text() if told.exists() else app)
         self.app = app
         self.home = home
         self.user = user
@@ -41,10 +48,36 @@ DJANGO_BEHIND_PROXY=1
         complete = [folder for folder in folders if not folder.name.startswith(".")]
         return [f.name for f in sorted(complete, key=lambda f: f.stat().st_mtime, reverse=True)]
 
+    def commit(self, release: str) -> str | None:
+        """Return the commit that a release was built of, None for one without git."""
+        file = self.releases / release / ".commit"
+        return file.read_text() or None if file.exists() else None
+
+    def has_run(self, release: str) -> bool:
+        """Tell whether a release has ever been current."""
+        return (self.releases / release / ".ran").exists()
+
+    def settings_are_newer(self) -> bool:
+        """Tell whether the settings have been written since the current release was deployed."""
+        deployed = (self.releases / "current").lstat().st_mtime
+        return (self.home / "env").stat().st_mtime > deployed
+
     def build(self, source: Path, release: str, commit: str | None) -> None:
         """Make the folder of a release: complete, or not there at all."""
-        partial = self.releases / f".{release}"
-        shutil.rmtree(partial, ignore_errors=True)
+        for left in self.releases.glob(".*"):  # behind by builds that were killed
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left, ignore_errors=True)
+        # Of its own: what a killed build has started may still be writing.
+        partial = self.releases / f".{release}.{os.getpid()}"
+        try:
+            self._fill(partial, source, release, commit)
+            os.sync()  # a name that survives a loss of power names a folder that did
+            partial.rename(self.releases / release)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+    def _fill(self, partial: Path, source: Path, release: str, commit: str | None) -> None:
         if commit:
             partial.mkdir(parents=True)
             archive = subprocess.Popen(
@@ -56,8 +89,8 @@ DJANGO_BEHIND_PROXY=1
         else:
             shutil.copytree(source, partial, ignore=shutil.ignore_patterns(".*", "__pycache__"))
         self.install(partial, release)
+        (partial / ".commit").write_text(commit or "")
         run("chmod", "-R", "a+rX,go-w", str(partial))
-        partial.rename(self.releases / release)
 
     def current(self) -> str | None:
         """Return the release of the last deploy that succeeded."""
@@ -69,22 +102,32 @@ DJANGO_BEHIND_PROXY=1
 
     def _link(self, name: str) -> str | None:
         link = self.releases / name
-        return link.readlink().name if link.is_symlink() and link.is_dir() else None
+        if link.is_symlink() and not link.is_dir():
+            raise StepError(
+                f"{link} names {link.readlink()}, which is gone; let it name one that is"
+            )
+        return link.readlink().name if link.is_symlink() else None
 
-    def is_current(self, release: str) -> None:
-        """Note that this release runs; what was current becomes `previous`."""
-        if (before := self.current()) == release:
-            return
-        for name, target in (("previous", before), ("current", release)):
-            if target:
-                partial = self.releases / f".{name}"
-                partial.unlink(missing_ok=True)
-                partial.symlink_to(target)
-                partial.rename(self.releases / name)
+    def is_current(self, release: str, *, back: bool = False) -> None:
+        """Note that this release runs, and what was current as `previous`, or none if `back`."""
+        before = self.current()
+        (self.releases / release / ".ran").touch()
+        if not back and before and before != release:
+            self._point("previous", before)
+        self._point("current", release)
+        if back:
+            (self.releases / "previous").unlink(missing_ok=True)
+
+    def _point(self, name: str, release: str) -> None:
+        partial = self.releases / f".{name}"
+        partial.unlink(missing_ok=True)
+        partial.symlink_to(release)
+        partial.rename(self.releases / name)
 
     def tidy(self, kept: int) -> None:
-        """Delete all but the newest releases, and those that run or could be gone back to."""
-        needed = {self.current(), self.previous(), *self.all_running(), *self.built()[:kept]}
+        """Delete what neither runs nor is among the newest that have run."""
+        ran = [release for release in self.built() if self.has_run(release)]
+        needed = {self.current(), self.previous(), *self.all_running(), *ran[:kept]}
         for release in self.built():
             if release not in needed:
                 self.delete(release)
@@ -97,8 +140,13 @@ DJANGO_BEHIND_PROXY=1
 
     def wants_flower(self) -> bool:
         """Tell whether Flower has a password, without which it must not run."""
+        return ":" in self.setting("FLOWER_BASIC_AUTH", "")
+
+    def setting(self, name: str, default: str) -> str:
+        """Return a value from the file of settings."""
         lines = (self.home / "env").read_text().splitlines()
-        return any(line.startswith("FLOWER_BASIC_AUTH=") and line[-1] != "=" for line in lines)
+        found = [line.partition("=")[2] for line in lines if line.startswith(f"{name}=")]
+        return found[-1].strip().strip("\"'") if found else default
 
     def all_running(self) -> set[str]:
         """Return all releases of which something runs."""
@@ -113,6 +161,7 @@ DJANGO_BEHIND_PROXY=1
     def init(self) -> Path:
         """Make folders and the file of settings, unless they are there; return the file."""
         self.releases.mkdir(parents=True, exist_ok=True)
+        (self.home / "user").write_text(self.user)
         settings = self.home / "env"
         if not settings.exists():
             settings.touch(mode=0o600)
@@ -122,6 +171,13 @@ DJANGO_BEHIND_PROXY=1
 
     def install(self, folder: Path, release: str) -> None:
         """Make the source in `folder` ready to run; raise StepError."""
+        raise NotImplementedError
+
+    def forget_others(self, release: str) -> None:
+        """See that nothing of other releases starts when the machine does."""
+
+    def last_words(self, release: str) -> str:
+        """Return the last lines that the processes of a release have logged."""
         raise NotImplementedError
 
     def inside(
@@ -167,10 +223,22 @@ DJANGO_BEHIND_PROXY=1
 
 def run(*command: str, **how: Any) -> str:
     """Run a program; return what it prints; raise StepError with its end when it fails."""
-    done: subprocess.CompletedProcess[str]
-    done = subprocess.run(command, capture_output=True, text=True, **how)
+    try:
+        done: subprocess.CompletedProcess[str]
+        done = subprocess.run(command, capture_output=True, text=True, **how)
+    except FileNotFoundError:
+        raise StepError(f"{command[0]} is not installed") from None
     if done.returncode:
-        words = "\n".join(filter(None, (done.stdout.strip(), done.stderr.strip())))
+        said = [text.strip() for text in (done.stdout, done.stderr)]
+        words = [reason(text) for text in said if text]
         name = " ".join(command[command.index("--") + 2 :] if "--" in command else command)
-        raise StepError(f"`{name}` ended with {done.returncode}:\n{words[-3000:]}")
+        raise StepError(f"`{name}` ended with {done.returncode}:\n" + "\n".join(words)[-3000:])
     return done.stdout
+
+
+def reason(text: str) -> str:
+    """Return what was printed; of a traceback only the line that names its exception."""
+    if "Traceback (most recent call last)" not in text:
+        return text
+    named = [line for line in text.splitlines() if re.match(r"[\w.]+: ", line)]
+    return named[-1] if named else text

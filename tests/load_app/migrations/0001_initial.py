@@ -2,6 +2,7 @@ import django.db.models.functions
 from django.db import migrations, models
 
 now = django.db.models.functions.Now()
+ID = models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")
 
 
 class Migration(migrations.Migration):
@@ -11,7 +12,7 @@ class Migration(migrations.Migration):
         migrations.CreateModel(
             name="Wanted",
             fields=[
-                ("id", models.BigAutoField(primary_key=True, serialize=False)),
+                ("id", ID),
                 ("seconds", models.FloatField()),
                 ("countdown", models.FloatField()),
                 ("at", models.DateTimeField(db_default=now)),
@@ -20,7 +21,7 @@ class Migration(migrations.Migration):
         migrations.CreateModel(
             name="Effect",
             fields=[
-                ("id", models.BigAutoField(primary_key=True, serialize=False)),
+                ("id", ID),
                 ("wanted", models.IntegerField()),
                 ("started", models.DateTimeField()),
                 ("release", models.CharField(max_length=100)),
