@@ -33,7 +33,7 @@ from on_systemd import Systemd
 from releases import Releases, StepError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
-RESERVED = ("current", "previous", "none")
+RESERVED = ("current", "previous", "none", "init", "status")
 KEPT = 5
 
 
@@ -275,8 +275,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str]) -> int:
     """Run one command; return its exit code."""
-    if arguments[0] == "deploy" and arguments[1:2] in (["init"], ["status"]):
-        del arguments[0]
+    for command in ("init", "status"):  # words of `deploy`, wherever they stand
+        if arguments[0] == "deploy" and command in arguments:
+            arguments.remove(command)
+            arguments[0] = command
     options = parse(arguments)
     os.environ["PATH"] += ":/usr/sbin:/sbin"
     os.umask(0o022)  # the processes' user has to read what is built here
