@@ -156,11 +156,11 @@ def test_one_line_sets_tag_release_and_job_of_everything(project: Path, tmp_path
     overlay = with_flower(copy(project, tmp_path) / PRODUCTION)
     (overlay / "settings/release.env").write_text("RELEASE=2.0-rc1\n")
     # a port in the registry's name must not be taken for a tag
-    replace(overlay / "kustomization.yaml", "registry.example.com", "registry:5000")
+    replace(overlay / "kustomization.yaml", "images.example.com", "images:5000")
     objects = kustomize(overlay)
     found = workloads(objects)
     assert {container(each)["image"] for each in found.values()} == {
-        "registry:5000/my_shop:2.0-rc1"
+        "images:5000/my_shop:2.0-rc1"
     }
     assert len(found) == 8
     assert [name(job) for job in of_kind(objects, "Job")] == ["migrate-2.0-rc1"]
