@@ -52,6 +52,8 @@ class Deploy:
         platform, release = self.platform, self.release
         try:
             platform.prepare(release)
+            # For jobs whose time was kept by what now ends, and those that come due without beat.
+            platform.start(release, "reconcile")
             # Back the other way round: what the newer web and beat have sent only its workers know.
             steps = (self.change_workers, self.change_web, self.change_beat)
             for step in (steps[1], steps[2], steps[0]) if back else steps:
@@ -70,8 +72,6 @@ class Deploy:
         self.start(*workers(platform.roles(release)))
         self.ask(release, "workers", release, str(self.patience))
         say("its workers serve every queue")
-        # For jobs whose time a worker kept that now ends, and those that come due without beat.
-        platform.start(release, "reconcile")
         self.end_others(*workers(platform.roles()))
 
     def change_web(self) -> None:
