@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,7 +71,7 @@ def bake(folder: Path) -> tuple[Path, str]:
     return source, uv
 
 
-class Site:
+class Site(ABC):
     """The source of releases, and how to deploy them; `run` runs a command on the server."""
 
     home = f"/srv/{APP}"
@@ -84,12 +85,13 @@ class Site:
         self.changes = 0
         self.commit("first")
 
+    @abstractmethod
     def run(self, *command: str) -> str:
-        raise NotImplementedError
+        """Run a command on the server; return its output, or fail."""
 
+    @abstractmethod
     def start(self, name: str, *arguments: str) -> "subprocess.Popen[str]":
         """Start `deploy` or `rollback`; its output and errors can be read from `stdout`."""
-        raise NotImplementedError
 
     def count(self, query: str) -> float:
         """Return the one number that a query answers."""
@@ -99,13 +101,13 @@ class Site:
         """Return what psql prints for a query."""
         return self.run(*self.psql, "-tAc", query)
 
+    @abstractmethod
     def reload(self) -> None:
         """Have gunicorn load the code of the current release anew."""
-        raise NotImplementedError
 
+    @abstractmethod
     def log(self) -> str:
         """Return what the processes of all releases have logged."""
-        raise NotImplementedError
 
     def git(self, *arguments: str) -> None:
         subprocess.run(["git", "-C", self.source, *arguments], check=True, capture_output=True)

@@ -159,9 +159,7 @@ def test_one_line_sets_tag_release_and_job_of_everything(project: Path, tmp_path
     replace(overlay / "kustomization.yaml", "images.example.com", "images:5000")
     objects = kustomize(overlay)
     found = workloads(objects)
-    assert {container(each)["image"] for each in found.values()} == {
-        "images:5000/my_shop:2.0-rc1"
-    }
+    assert {container(each)["image"] for each in found.values()} == {"images:5000/my_shop:2.0-rc1"}
     assert len(found) == 8
     assert [name(job) for job in of_kind(objects, "Job")] == ["migrate-2.0-rc1"]
 

@@ -5,6 +5,7 @@ import re
 import secrets
 import shutil
 import subprocess
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ class StepError(Exception):
     """A step did not reach its end; the message says which, and what was printed."""
 
 
-class Releases:
+class Releases(ABC):
     """`<home>/releases`: a folder for each release, and links to the current and the one before."""
 
     # What `init` writes, for people to fill: {app} and {secret} are known.
@@ -169,17 +170,18 @@ DJANGO_BEHIND_PROXY=1
             settings.write_text(self.SETTINGS.format(**known, password=secrets.token_urlsafe(24)))
         return settings
 
+    @abstractmethod
     def install(self, folder: Path, release: str) -> None:
         """Make the source in `folder` ready to run; raise StepError."""
-        raise NotImplementedError
 
-    def forget_others(self, release: str) -> None:
+    def forget_others(self, release: str) -> None:  # noqa: B027 - containers have nothing to forget
         """See that nothing of other releases starts when the machine does."""
 
+    @abstractmethod
     def last_words(self, release: str) -> str:
         """Return the last lines that the processes of a release have logged."""
-        raise NotImplementedError
 
+    @abstractmethod
     def inside(
         self, release: str, *command: str, stdin: str = "", alone: bool = False, **environment: str
     ) -> str:
@@ -187,38 +189,38 @@ DJANGO_BEHIND_PROXY=1
 
         `alone`: not beside the same program of a deploy that was killed. Raises StepError.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def attended(self, release: str, *command: str) -> int:
         """Run a Python file of a release for the person at the terminal; return its exit code."""
-        raise NotImplementedError
 
+    @abstractmethod
     def roles(self, release: str | None = None) -> list[str]:
         """Return the roles that there are: in this release, or of anything on this machine."""
-        raise NotImplementedError
 
+    @abstractmethod
     def units(self) -> list[tuple[str, str]]:
         """Return role and release of all that runs, is about to, or ends just now."""
-        raise NotImplementedError
 
+    @abstractmethod
     def provide(self, release: str) -> None:
         """Have what every release needs to be asked anything; what runs is not disturbed."""
 
+    @abstractmethod
     def prepare(self, release: str) -> None:
         """Install what all releases share as this one has it; what runs is not disturbed."""
-        raise NotImplementedError
 
+    @abstractmethod
     def start(self, release: str, *roles: str) -> None:
         """Start roles of a release, now and whenever the machine starts; raise StepError."""
-        raise NotImplementedError
 
+    @abstractmethod
     def stop(self, others: dict[str, list[str]]) -> None:
         """End roles of releases side by side; return when all have ended."""
-        raise NotImplementedError
 
+    @abstractmethod
     def wait_for_web(self, release: str, seconds: float) -> None:
         """Return when requests reach the web of this release; raise StepError."""
-        raise NotImplementedError
 
 
 def run(*command: str, **how: Any) -> str:

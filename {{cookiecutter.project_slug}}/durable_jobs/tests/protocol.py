@@ -2,7 +2,8 @@
 
 Each actor has a connection of its own and goes through the app's own code. Time passes by moving
 the instants in the rows, so that no step waits. What must hold is checked after every step; at the
-end a healthy worker and the loop have to bring every job to its end.
+end a healthy worker and the loop have to bring every job to its end. Over 400 lines, since
+Hypothesis wants a state machine to be one class.
 """
 
 # ruff: noqa: S608 - the only thing put into statements here is the name of our own table
