@@ -165,7 +165,9 @@ def commit_of(source: Path) -> str | None:
     found = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
     if found.returncode:
         if any((folder / ".git").exists() for folder in (source, *source.parents)):
-            raise RefusedError(found.stderr.strip().splitlines()[0])
+            empty = "unknown revision" in found.stderr
+            why = "nothing is committed yet" if empty else found.stderr.splitlines()[0]
+            raise RefusedError(f"{source}: {why}")
         return None
     changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True)
     if changes.stdout:
@@ -244,7 +246,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """Read the command line."""
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--home", type=Path, metavar="DIR", help="/srv/<project>, in each command")
-    common.add_argument("--user", help="whom the processes run as, in each command; <project>")
+    common.add_argument(
+        "--user", help="whom the processes run as, for `init` to remember; <project>"
+    )
     change = argparse.ArgumentParser(add_help=False)
     change.add_argument(
         "--patience", type=float, default=60.0, metavar="SECONDS", help="to wait for a sign of life"
