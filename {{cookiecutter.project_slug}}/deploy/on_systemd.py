@@ -89,7 +89,9 @@ CELERY_BROKER_URL=redis://:password@127.0.0.1:6379/0
 
     def last_words(self, release: str) -> str:
         units = f"{self.app}-*@{release}.service"
-        lines = run("journalctl", "-u", units, "-n", "12", "-o", "cat", "--no-pager").splitlines()
+        # What they said, not what systemd says of them, which is more when they crash in a loop.
+        said = ("-u", units, "_TRANSPORT=stdout", "-n", "12", "-o", "cat", "--no-pager")
+        lines = run("journalctl", *said).splitlines()
         return "\n".join(["the end of its log:", *(line[:300] for line in lines)])
 
     def roles(self, release: str | None = None) -> list[str]:
