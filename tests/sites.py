@@ -189,6 +189,20 @@ class SystemdSite(Site):
     def log(self) -> str:
         return self.run("journalctl", "-u", f"{APP}-*", "-o", "short-precise", "--no-pager")
 
+    def end_loop(self) -> str:
+        """Have the loop of the current release end as when its time is over; return its state."""
+        current = self.run("readlink", f"{self.home}/releases/current").strip()
+        unit = f"{APP}-reconcile@{current}.service"
+        self.run("systemctl", "kill", "--kill-whom=main", unit)
+        deadline = time.monotonic() + 20
+        while (state := self.state(unit)) in ("active", "deactivating"):
+            assert time.monotonic() < deadline, f"{unit} is still {state}"
+            time.sleep(0.1)
+        return state
+
+    def state(self, unit: str) -> str:
+        return self.run("systemctl", "show", "-P", "ActiveState", unit).strip()
+
     def audit(self) -> dict[str, float]:
         """Return how exposed each running unit is, 0 to 10; fail on a unit that is not valid."""
         pattern = f"{APP}-*@*.service"

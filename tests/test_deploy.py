@@ -22,7 +22,7 @@ def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         with compose_site(folder, 7) as site:
             return run(site, len(COMPOSE), COMPOSE)
     with systemd_site(folder, 7) as site:
-        return run(site, len(SYSTEMD), SYSTEMD) | {"units": site.audit()}
+        return run(site, len(SYSTEMD), SYSTEMD) | {"units": site.audit(), "loop": site.end_loop()}
 
 
 def test_each_deploy_ends_as_it_should_and_no_request_fails(found: dict[str, Any]) -> None:
@@ -37,13 +37,16 @@ def test_no_job_is_lost_or_takes_effect_twice(found: dict[str, Any]) -> None:
     assert (load["kept"], load["lost"], load["twice"]) == (load["wanted"], 0, 0)
 
 
-def test_no_job_is_delayed_by_more_than_some_ticks(found: dict[str, Any]) -> None:
-    # The aim is one; two have been seen, when a tick of the loop fell into a change of beat.
-    assert found["load"]["latest"] < 4 * TICK
+def test_no_job_is_delayed_by_more_than_a_tick(found: dict[str, Any]) -> None:
+    assert found["load"]["latest"] < TICK
 
 
 def test_units_are_valid_and_hardened(found: dict[str, Any]) -> None:
     if "units" not in found:
         return
-    assert len(found["units"]) == 7
+    assert len(found["units"]) >= 7
     assert max(found["units"].values()) < 2.0
+
+
+def test_the_loop_of_a_deploy_ends_for_good(found: dict[str, Any]) -> None:
+    assert found.get("loop", "inactive") == "inactive"

@@ -60,11 +60,12 @@ class Deploy:
                 step()
             self.ask(release, "queues", release, str(self.patience))
             say("it has answered a probe of every queue")
+            # That of this release goes on until no process that has ended could have kept a time.
+            self.end_others("reconcile")
             platform.forget_others(release)
         except StepError as error:
-            raise StepError(f"{error}\n{platform.last_words(release)}".rstrip()) from None
-        finally:
             platform.stop({"reconcile": platform.running("reconcile")})
+            raise StepError(f"{error}\n{platform.last_words(release)}".rstrip()) from None
 
     def change_workers(self) -> None:
         """New workers first: at no time is a queue without one."""

@@ -54,6 +54,7 @@ CELERY_BROKER_URL=redis://:{password}@valkey:6379/0
         run("docker", "build", "--quiet", "--tag", f"{self.app}:{release}", str(folder))
 
     def delete(self, release: str) -> None:
+        self.compose(release, "--profile", "*", "rm", "--force")  # what has ended by itself
         run("docker", "image", "rm", "--force", f"{self.app}:{release}")
         super().delete(release)
 
@@ -136,7 +137,8 @@ CELERY_BROKER_URL=redis://:{password}@valkey:6379/0
         time.sleep(DRAIN_SECONDS)
 
     def start(self, release: str, *roles: str) -> None:
-        self.compose(release, "up", "--detach", "--no-deps", "--wait", *roles)
+        anew = ["--force-recreate"] if "reconcile" in roles else []  # the loop has a span of life
+        self.compose(release, "up", "--detach", "--no-deps", "--wait", *anew, *roles)
 
     def stop(self, others: dict[str, list[str]]) -> None:
         for release in sorted({name for names in others.values() for name in names}):

@@ -150,7 +150,8 @@ CELERY_BROKER_URL=redis://:password@127.0.0.1:6379/0
         units = [self.unit(role, release) for role in roles]
         if "reconcile" not in roles:  # it belongs to this deploy, and not to the next start
             systemctl("enable", "--quiet", *units)
-        systemctl("start", *units)
+        # The loop has a span of life; it begins anew.
+        systemctl("restart" if "reconcile" in roles else "start", *units)
 
     def stop(self, others: dict[str, list[str]]) -> None:
         units = [self.unit(role, name) for role, names in others.items() for name in names]

@@ -179,12 +179,12 @@ def control(start_worker: Callable, tmp_path: Path) -> Worker:
 class Loop:
     """`manage.py reconcile --loop` on the tests' database, as a process of its own."""
 
-    def __init__(self, log: Path, interval: float = 0.2) -> None:
+    def __init__(self, log: Path, interval: float = 0.2, seconds: float = 3600) -> None:
         self.log = log
         script = (
             "from durable_jobs.tests.worker_app import app; app.set_default();"
             "from django.core.management import call_command;"
-            f"call_command('reconcile', loop=True, interval={interval})"
+            f"call_command('reconcile', loop=True, interval={interval}, seconds={seconds})"
         )
         environment = {
             **os.environ,
@@ -202,12 +202,12 @@ class Loop:
 
 
 @pytest.fixture
-def start_loop(jobs_db: None, tmp_path: Path) -> Iterator[Callable[[str], Loop]]:
+def start_loop(jobs_db: None, tmp_path: Path) -> Iterator[Callable[..., Loop]]:
     """Start loops that need neither beat nor broker."""
     started: list[Loop] = []
 
-    def start(name: str = "loop") -> Loop:
-        started.append(Loop(tmp_path / f"{name}.log"))
+    def start(name: str = "loop", **how: float) -> Loop:
+        started.append(Loop(tmp_path / f"{name}.log", **how))
         return started[-1]
 
     yield start

@@ -95,6 +95,13 @@ def test_a_killed_beat_is_noticed_in_the_timers_and_a_loop_takes_over(crew, star
     assert not Job.objects.overdue(3 * FAST["TICK"]).exists()
 
 
+def test_a_loop_with_a_span_of_life_does_its_work_and_ends(start_loop):
+    make(3, state=State.SCHEDULED)
+    loop = start_loop(seconds=2)
+    assert loop.process.wait(60) == 0
+    assert "3 queued" in loop.log.read_text()
+
+
 def test_thousands_of_jobs_behind_a_busy_worker_do_not_delay_the_loop(broker, crew):
     crew(control=CONTROL, stuck="-c 1 -Q default", free="-c 1 -Q high")
     tasks.write.delay("stuck", seconds=600)

@@ -1,5 +1,6 @@
 """`manage.py reconcile`: one pass; with `--loop` a service that needs neither beat nor broker."""
 
+import math
 import signal
 import threading
 import time
@@ -23,8 +24,13 @@ class Command(BaseCommand):
         parser.add_argument(
             "--interval", type=float, default=conf.TICK, help="Seconds between passes."
         )
+        parser.add_argument(
+            "--seconds", type=float, default=math.inf, help="End the loop after so many."
+        )
 
-    def handle(self, *args: Any, loop: bool, interval: float, **options: Any) -> None:
+    def handle(
+        self, *args: Any, loop: bool, interval: float, seconds: float, **options: Any
+    ) -> None:
         # Reconcilers are registered where tasks are, which only workers import by themselves.
         current_app.loader.import_default_modules()
         if not loop:
@@ -36,8 +42,8 @@ class Command(BaseCommand):
         stop = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())
-        while not stop.is_set():
-            begin = time.monotonic()
+        end = time.monotonic() + seconds
+        while not stop.is_set() and (begin := time.monotonic()) < end:
             try:
                 done = run_pass()
                 if done.moved or done.inserted or done.pruned:
