@@ -134,7 +134,7 @@ def test_the_project_reads_every_variable_that_is_set(project: Path, objects: li
     (settings,) = of_kind(objects, "ConfigMap")
     used = set(settings["data"]).union(*map(environment, workloads(objects).values()))
     unknown = {variable for variable in used if not re.search(rf"\b{variable}\b", text)}
-    assert unknown == {"PGOPTIONS"}  # libpq reads it
+    assert unknown == set()
 
 
 def test_the_host_of_the_ingress_is_allowed(production: list[Object]) -> None:
@@ -191,8 +191,7 @@ def test_steps_of_a_deploy_come_in_order_and_miss_nothing(
 
 def test_migration_waits_for_no_lock_and_ends(objects: list[Object]) -> None:
     (job,) = of_kind(objects, "Job")
-    assert container(job)["command"] == ["python", "manage.py", "migrate", "--noinput"]
-    assert environment(job)["PGOPTIONS"] == "-c lock_timeout=5s"
+    assert container(job)["command"] == ["python", "deploy/release.py", "migrate"]
     assert 0 < job["spec"]["backoffLimit"] <= 5
     assert 0 < job["spec"]["activeDeadlineSeconds"] < job["spec"]["ttlSecondsAfterFinished"]
 

@@ -42,9 +42,7 @@ class Deploy:
 
     def migrate(self) -> None:
         """Apply the migrations, which add only; raise StepError if a lock cannot be had in time."""
-        environment = {"PGOPTIONS": "-c lock_timeout=5s"}
-        command = ("manage.py", "migrate", "--noinput")
-        self.platform.inside(self.release, *command, alone=True, **environment)
+        self.ask(self.release, "migrate", alone=True)
         say("migrated")
 
     def change_over(self, *, back: bool = False) -> None:

@@ -58,10 +58,8 @@ CELERY_BROKER_URL=redis://:{password}@valkey:6379/0
         run("docker", "image", "rm", "--force", f"{self.app}:{release}")
         super().delete(release)
 
-    def inside(
-        self, release: str, *command: str, stdin: str = "", alone: bool = False, **environment: str
-    ) -> str:
-        options = [word for pair in environment.items() for word in ("-e", "=".join(pair))]
+    def inside(self, release: str, *command: str, stdin: str = "", alone: bool = False) -> str:
+        options = []
         if alone:
             name = f"{self.app}-alone"
             options += ["--name", name]

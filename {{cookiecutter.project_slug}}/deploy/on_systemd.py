@@ -49,11 +49,8 @@ CELERY_BROKER_URL=redis://:password@127.0.0.1:6379/0
         run(python, "manage.py", "collectstatic", "--noinput", cwd=folder, env=environment)
         run(python, "-m", "compileall", "-q", "-x", r"\.venv", ".", cwd=folder)
 
-    def inside(
-        self, release: str, *command: str, stdin: str = "", alone: bool = False, **environment: str
-    ) -> str:
+    def inside(self, release: str, *command: str, stdin: str = "", alone: bool = False) -> str:
         options = ["--pipe", *self._options(release)]
-        options += [f"--setenv={name}={value}" for name, value in environment.items()]
         if alone:
             unit = f"{self.app}-alone.service"
             options.append(f"--unit={unit}")

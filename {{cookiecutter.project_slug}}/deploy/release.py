@@ -3,6 +3,7 @@
   python deploy/release.py tasks                  print its tasks and their parameters, as JSON
   python deploy/release.py check [GONE...]        can it run what another release sends? Reads the
                                                   other's `tasks`; GONE: tasks nobody sends any more
+  python deploy/release.py migrate                apply migrations; wait for no lock for long
   python deploy/release.py workers NAME SECONDS   wait until release NAME has a worker on each queue
   python deploy/release.py queues NAME SECONDS    wait until NAME has answered a probe of each queue
 
@@ -24,6 +25,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 POSITIONAL = ("POSITIONAL_ONLY", "POSITIONAL_OR_KEYWORD")
 KEYWORD = ("POSITIONAL_OR_KEYWORD", "KEYWORD_ONLY")
 VARIABLE = ("VAR_POSITIONAL", "VAR_KEYWORD")
+LOCK_SECONDS = 5
 
 
 class Parameter(NamedTuple):
@@ -136,6 +138,12 @@ def migrations() -> list[str]:
     return found + [f"an index was not finished: DROP INDEX CONCURRENTLY {name}" for name in names]
 
 
+def limit_locks(connection: Any, **_: Any) -> None:
+    """Give up waiting for a lock soon: behind a statement that waits everybody else waits, too."""
+    with connection.cursor() as cursor:
+        cursor.execute(f"SET lock_timeout = '{LOCK_SECONDS}s'")
+
+
 def doubts() -> list[str]:
     """Return what is not well, a line each; that keeps nobody from deploying what mends it."""
     from probes.diagnosis import verdicts
@@ -200,6 +208,13 @@ def main(command: str, *arguments: str) -> int:
         from probes.conf import queues
 
         print(json.dumps({"tasks": tasks(), "queues": queues()}))
+        return 0
+    if command == "migrate":
+        from django.core.management import call_command
+        from django.db.backends.signals import connection_created
+
+        connection_created.connect(limit_locks)
+        call_command("migrate", interactive=False)
         return 0
     if command == "check":
         missing = no_broker()

@@ -182,9 +182,7 @@ DJANGO_BEHIND_PROXY=1
         """Return the last lines that the processes of a release have logged."""
 
     @abstractmethod
-    def inside(
-        self, release: str, *command: str, stdin: str = "", alone: bool = False, **environment: str
-    ) -> str:
+    def inside(self, release: str, *command: str, stdin: str = "", alone: bool = False) -> str:
         """Run a Python file of a release, with its settings, as its user; return what it prints.
 
         `alone`: not beside the same program of a deploy that was killed. Raises StepError.

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from django.db import connection, transaction
 from django.db.models.functions import Now
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
@@ -173,3 +174,21 @@ def test_a_release_can_run_what_it_sends_itself() -> None:
 
 def test_bound_tasks_are_listed_without_self() -> None:
     assert [p.name for p in tasks()["probes.probe"]] == ["queue", "asked"]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_migration_gives_up_waiting_for_a_lock_whatever_the_settings_say(
+    project_environment: dict[str, str],
+) -> None:
+    endless = {"PGOPTIONS": "-c lock_timeout=0 -c statement_timeout=60s"}
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute("LOCK TABLE django_migrations")
+        done = subprocess.run(
+            [sys.executable, "deploy/release.py", "migrate"],
+            cwd=PROJECT,
+            env=project_environment | endless,
+            capture_output=True,
+            text=True,
+        )
+    assert done.returncode == 1
+    assert "due to lock timeout" in done.stderr
