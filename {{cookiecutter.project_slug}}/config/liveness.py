@@ -2,9 +2,10 @@
 
 The file is touched while a worker's event loop turns and while beat's scheduler does, or while the
 main thread is where it may stay long. Waiting for a broker is such a place: a restart would not
-bring the broker back. A main process that hangs or is stopped touches nothing; and beat, of which
-there is only one, ends when it hangs, so that it is started again. Not seen here: pool processes
-that hang (time limits end them), and a worker that is connected but gets no messages.
+bring the broker back. A main process that hangs or is stopped touches nothing. One that hangs for
+long writes where each thread was and ends, so that it is started again: not every supervisor looks
+at the file. Not seen here: pool processes that hang (time limits end them), and a worker that is
+connected but gets no messages.
 """
 
 import faulthandler
@@ -24,7 +25,7 @@ from celery.worker import WorkController
 from kombu.connection import Connection
 
 SECONDS = 1
-HANG_SECONDS = 60  # after which beat ends
+HANG_SECONDS = 60  # after which beat ends, of which there is only one
 BROKER_CLIENTS = {"amqp", "redis"}  # packages that wait for answers, which a frozen broker delays
 MAY_STAY: set[CodeType] = {
     Connection._ensure_connection.__code__,  # retries until the broker is back; publishing too
@@ -42,14 +43,22 @@ class Heartbeat(bootsteps.StartStopStep):
     def __init__(self, worker: WorkController, **options: Any) -> None:
         self.path = os.environ.get("WORKER_HEARTBEAT_FILE")
         self.enabled = bool(self.path)
+        self.patience = float(os.environ.get("WORKER_HANG_SECONDS") or 120)
         self.turned = False
         super().__init__(worker, **options)
 
     def start(self, worker: WorkController) -> None:
         """Watch the main thread from another one, which runs as long as the process."""
         worker.timer.call_repeatedly(SECONDS / 2, self.turn)
-        main = threading.get_ident()
-        watch(str(self.path), lambda: self.came_round() or may_stay(main))
+        end_unless_called_again(self.patience)
+        watch(str(self.path), partial(self.lives, threading.get_ident()))
+
+    def lives(self, main: int) -> bool:
+        """Tell whether the event loop turns or waits for what may take long; else its time runs."""
+        if not self.came_round() and not may_stay(main):
+            return False
+        end_unless_called_again(self.patience)
+        return True
 
     def turn(self) -> None:
         """Note that the event loop came round."""
@@ -73,9 +82,13 @@ def beat_turns(main: int) -> bool:
     between = frame is not None and frame.f_code is beat.Service.start.__code__
     if not between and not may_stay(main):
         return False
-    # It needs no lock of the interpreter, and writes where each thread was.
-    faulthandler.dump_traceback_later(HANG_SECONDS, exit=True)
+    end_unless_called_again(HANG_SECONDS)
     return True
+
+
+def end_unless_called_again(seconds: float) -> None:
+    """End this process in so many seconds; needs no lock of the interpreter by then."""
+    faulthandler.dump_traceback_later(seconds, exit=True)
 
 
 def watch(path: str, alive: Callable[[], bool]) -> None:

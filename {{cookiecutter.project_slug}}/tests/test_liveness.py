@@ -15,7 +15,7 @@ from config.celery import app
 from config.liveness import SECONDS
 from devstack import valkey
 from tests import observed, tasks
-from tests.processes import LAUNCHER, running_worker, wait_until
+from tests.processes import LAUNCHER, children, running_worker, wait_until
 
 MAX_AGE = 3 * SECONDS
 
@@ -76,6 +76,21 @@ def test_the_heartbeat_stops_when_the_main_process_hangs_or_is_stopped(
         wait_until(lambda: check(*name)[0] == 1, what="a hanging process is noticed")
     code, said = check(*name)
     assert (code, said.count("\n")) == (1, 1)
+
+
+def test_a_worker_that_hangs_ends_with_its_pool_and_says_where_it_was(
+    project_environment: dict[str, str], tmp_path: Path
+) -> None:
+    environment = project_environment | {"WORKER_HANG_SECONDS": "5"}
+    with running_worker(tmp_path / "worker.log", environment, "-c", "1") as worker:
+        tasks.burn.delay("busy", 60)
+        wait_until(lambda: tasks.count("start"))
+        assert worker.process.poll() is None
+        (pool,) = children(worker.celery_pid)
+        app.control.broadcast("hang", {"seconds": 60})
+        assert worker.wait() == 1
+        assert "in hang" in worker.text()
+        wait_until(lambda: not Path(f"/proc/{pool}").exists(), what="the pool process is gone")
 
 
 @pytest.fixture
