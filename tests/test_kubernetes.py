@@ -180,9 +180,13 @@ def test_steps_of_a_deploy_come_in_order_and_miss_nothing(
     project: Path, production: list[Object]
 ) -> None:
     readme = (project / "deploy/kubernetes/README.md").read_text()
-    block = readme.partition("# 1. ")[2].partition("A step that fails")[0]
-    steps = re.findall(r'kubectl apply -k \$O(?: -l "?\$C(?:=| in )\(?([\w, ]*\w))?', block)
+    apply = re.compile(r'kubectl apply -k \$O(?: -l "?\$C(?:=| in )\(?([\w, ]*\w))?')
+    forth, _, back = readme.partition("**Back**")
+    steps = apply.findall(forth)
     assert steps == ["shared, migrate", "worker", "beat", ""]  # the last one applies everything
+    # What the newer web has sent only its workers know; and the settings of that release are a
+    # ConfigMap that may be gone.
+    assert apply.findall(back.partition("In a hurry")[0]) == ["shared, web", "beat", "worker"]
     first = {o["kind"] for o in production if component(o) in steps[0].split(", ")}
     assert first == {"ConfigMap", "Job", "NetworkPolicy"}
     assert {o["metadata"]["namespace"] for o in production} == {"my-shop"}
@@ -201,8 +205,8 @@ def test_new_pods_work_before_old_ones_go(objects: list[Object]) -> None:
     assert len(replaced) == 5
     for each in replaced.values():
         assert each["spec"]["strategy"] == {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
-        # without it a container counts as available before it has loaded the code
-        assert "startupProbe" in container(each)
+        # without them a container counts as available before it has loaded the code, or takes work
+        assert {"startupProbe", "readinessProbe"} <= container(each).keys()
 
 
 def test_graces_are_longer_than_what_ends_within_them(project: Path, objects: list[Object]) -> None:
@@ -257,19 +261,17 @@ def test_probes_of_web_ask_paths_that_exist_and_none_the_queues(
 ) -> None:
     web = container(workloads(objects)["web"])
     paths = [web[probe]["httpGet"]["path"] for probe in PROBES]
-    assert paths == ["/healthz/live", "/healthz/live", "/healthz/ready"]
+    assert paths == ["/healthz/live", "/healthz/live", "/healthz/ready?only=database"]
     views = assigned(project / "probes/middleware.py", "VIEWS")
-    assert {ast.literal_eval(path) for path in views.keys} > set(paths)
-    # database and broker, one after the other
+    assert {ast.literal_eval(path) for path in views.keys} > {p.partition("?")[0] for p in paths}
     timeout = re.search(r'"TIMEOUT": ([\d.]+)', (project / "probes/conf.py").read_text())
-    assert web["readinessProbe"]["timeoutSeconds"] > 2 * float(timeout[1])
+    assert web["readinessProbe"]["timeoutSeconds"] > float(timeout[1])
 
 
 def test_liveness_of_workers_and_beat_is_the_heartbeat_of_their_process(
     project: Path, production: list[Object], tmp_path: Path
 ) -> None:
     for each in (workloads(production, "worker") | workloads(production, "beat")).values():
-        assert "readinessProbe" not in container(each)
         for probe in ("startupProbe", "livenessProbe"):
             assert check(project, each, probe, tmp_path / "heartbeat", age=5) == 0
             assert check(project, each, probe, tmp_path / "heartbeat", age=150) == 1
@@ -322,10 +324,37 @@ def test_no_budget_blocks_the_drain_of_a_node(objects: list[Object]) -> None:
     assert sorted(guarded) == sorted(expected)
 
 
-def test_pods_of_web_are_spread(objects: list[Object]) -> None:
-    for constraint in pod(workloads(objects)["web"])["topologySpreadConstraints"]:
-        assert constraint["whenUnsatisfiable"] == "ScheduleAnyway"
-        assert selected(objects, constraint["labelSelector"]["matchLabels"]) == ["web"]
+def test_pods_of_web_and_of_each_queue_are_spread(objects: list[Object]) -> None:
+    spread = workloads(objects, "web") | workloads(objects, "worker")
+    for each, found in spread.items():
+        assert len(pod(found)["topologySpreadConstraints"]) == 2
+        for constraint in pod(found)["topologySpreadConstraints"]:
+            assert constraint["whenUnsatisfiable"] == "ScheduleAnyway"
+            assert selected(objects, constraint["labelSelector"]["matchLabels"]) == [each]
+
+
+def test_a_worker_is_ready_by_the_file_that_its_launcher_removes(
+    project: Path, objects: list[Object]
+) -> None:
+    made = re.search(
+        r'Path\(f"\{self\.path\}(\.\w+)"\)', (project / "config/liveness.py").read_text()
+    )
+    assert f'Path(f"{{heartbeat}}{made[1]}")' in (project / "deploy/worker.py").read_text()
+    for worker in workloads(objects, "worker").values():
+        file = environment(worker)["WORKER_HEARTBEAT_FILE"] + made[1]
+        assert container(worker)["readinessProbe"]["exec"]["command"] == ["test", "-e", file]
+
+
+def test_no_file_of_secrets_gets_into_git_or_an_image(project: Path) -> None:
+    secrets = "deploy/kubernetes/secrets.env"
+    assert (
+        f"--from-env-file={Path(secrets).name}"
+        in (project / "deploy/kubernetes/README.md").read_text()
+    )
+    subprocess.run(["git", "init", "-q", project], check=True)
+    ignored = subprocess.run(["git", "-C", project, "check-ignore", "-q", secrets])
+    assert ignored.returncode == 0
+    assert (project / ".dockerignore").read_text().rstrip().endswith("**/*.env")
 
 
 def test_policies_refuse_all_but_what_web_is_asked(objects: list[Object]) -> None:
@@ -381,16 +410,23 @@ def test_keda_asks_for_a_metric_and_labels_that_are_printed(
         re.findall(r"[A-Z]+ = \"(\w+)\"", (project / "durable_jobs/models.py").read_text())
     )
     for found in of_kind(scaled, "ScaledObject"):
-        (trigger,) = found["spec"]["triggers"]
-        query = trigger["metadata"]["query"]
-        (metric,) = set(re.findall(r"\w+(?={)", query))
-        assert f'GaugeMetricFamily("{metric}"' in jobs.replace("(\n        ", "(")
-        matchers = dict(re.findall(r'(\w+)=~?"([^"]*)"', query))
-        assert matchers.keys() <= labels
-        assert found["spec"]["scaleTargetRef"]["name"] == f"worker-{matchers['queue']}"
-        assert set(matchers["state"].split("|")) == {"queued", "running"} <= states
-        # when jobs cannot be counted the metric is missing: an error, and not zero jobs
-        assert trigger["metadata"]["ignoreNullValues"] == "false"
+        counted = []
+        for trigger in found["spec"]["triggers"]:
+            query = trigger["metadata"]["query"]
+            (metric,) = set(re.findall(r"\w+(?={)", query))
+            assert f'GaugeMetricFamily("{metric}"' in jobs.replace("(\n        ", "(")
+            matchers = dict(re.findall(r'(\w+)=~?"([^"]*)"', query))
+            assert matchers.keys() <= labels
+            assert found["spec"]["scaleTargetRef"]["name"] == f"worker-{matchers['queue']}"
+            counted.append(set(matchers["state"].split("|")))
+            # when jobs cannot be counted the metric is missing: an error, and not zero jobs
+            assert trigger["metadata"]["ignoreNullValues"] == "false"
+            assert trigger["metadata"]["serverAddress"] == "http://prometheus.monitoring.svc:9090"
+        assert counted == [{"queued", "running"}, {"running"}]
+        assert {"queued", "running"} <= states
+        # as many workers as what runs needs
+        processes = container(workloads(scaled)[name(found)])["args"][3]
+        assert found["spec"]["triggers"][1]["metadata"]["threshold"] == processes
 
 
 def test_control_is_not_scaled_and_outlives_a_node(scaled: list[Object]) -> None:

@@ -9,7 +9,8 @@ worker_class = "gthread"
 workers = int(os.environ.get("WEB_CONCURRENCY", "2"))
 threads = int(os.environ.get("GUNICORN_THREADS", "4"))
 
-# A request that takes longer belongs into a task; the worker behind it is replaced.
+# A process whose main thread is silent for so long is replaced. A request is not cut off, however
+# long it takes; a long one belongs into a task.
 timeout = 30
 # Less than any platform's grace, so that running requests end before the platform kills.
 graceful_timeout = 25

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import CodeType
 from typing import Any
 
-from celery import beat, bootsteps
+from celery import beat, bootsteps, signals
 from celery.concurrency.base import apply_target
 from celery.worker import WorkController
 from kombu.connection import Connection
@@ -36,7 +36,10 @@ MAY_STAY: set[CodeType] = {
 
 
 class Heartbeat(bootsteps.StartStopStep):
-    """Touch the file named by `WORKER_HEARTBEAT_FILE`; do nothing when that is not set."""
+    """Touch the file named by `WORKER_HEARTBEAT_FILE`; do nothing when that is not set.
+
+    Another of the same name and `.ready` is there once the worker has begun to take messages.
+    """
 
     requires = ("celery.worker.components:Timer",)
 
@@ -45,10 +48,14 @@ class Heartbeat(bootsteps.StartStopStep):
         self.enabled = bool(self.path)
         self.patience = float(os.environ.get("WORKER_HANG_SECONDS") or 120)
         self.turned = False
+        self.ready = Path(f"{self.path}.ready")
         super().__init__(worker, **options)
 
     def start(self, worker: WorkController) -> None:
         """Watch the main thread from another one, which runs as long as the process."""
+        self.ready.unlink(missing_ok=True)
+        # It takes messages: only now may it replace another. Later the broker may come and go.
+        signals.worker_ready.connect(self.note_ready)
         worker.timer.call_repeatedly(SECONDS / 2, self.turn)
         end_unless_called_again(self.patience)
         watch(str(self.path), partial(self.lives, threading.get_ident()))
@@ -59,6 +66,10 @@ class Heartbeat(bootsteps.StartStopStep):
             return False
         end_unless_called_again(self.patience)
         return True
+
+    def note_ready(self, **_signal: object) -> None:
+        """Make the file that says that this worker has reached its broker."""
+        self.ready.touch()
 
     def turn(self) -> None:
         """Note that the event loop came round."""

@@ -169,7 +169,7 @@ def run(celery: list[str], heartbeat: Path, grace: float, margin: float) -> int:
     # Where the kernel does not see to it, pool processes outlive a main process that crashed.
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-    heartbeat.unlink(missing_ok=True)
+    remove(heartbeat)
     return process.returncode if process.returncode >= 0 else 128 - process.returncode
 
 
@@ -191,7 +191,13 @@ def prepare(heartbeat: Path, *, private: bool) -> None:
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
             raise PermissionError(f"{folder} is not private")
     heartbeat.touch()
-    heartbeat.unlink()
+    remove(heartbeat)
+
+
+def remove(heartbeat: Path) -> None:
+    """Remove the heartbeat, and the file beside it that says that the worker was ready."""
+    for file in (heartbeat, Path(f"{heartbeat}.ready")):
+        file.unlink(missing_ok=True)
 
 
 def check(heartbeat: Path, max_age: float) -> int:

@@ -37,8 +37,16 @@ def live(request: HttpRequest) -> JsonResponse:
 @never_cache
 @require_safe
 def ready(request: HttpRequest) -> JsonResponse:
-    """Answer 200 when database and broker answer, else 503 and which of them does not."""
-    found = {"database": within("database", _database), "broker": within("broker", _broker)}
+    """Answer 200 when database and broker answer, else 503 and which of them does not.
+
+    `?only=database` leaves the broker out: pages that only enqueue durable jobs work without it.
+    """
+    wanted = request.GET.getlist("only") or list(CHECKS)
+    if unknown := set(wanted) - CHECKS.keys():
+        known = ", ".join(CHECKS)
+        text = f"only={', '.join(sorted(unknown))}: there are {known}"
+        return JsonResponse({"error": text}, status=400)
+    found = {name: within(name, CHECKS[name]) for name in wanted}
     failed = {name: error for name, (_, error) in found.items()}
     status = {name: error or "ok" for name, error in failed.items()}
     return JsonResponse(status, status=503 if any(failed.values()) else 200)
@@ -103,3 +111,6 @@ def _database() -> None:
 def _broker() -> None:
     with current_app.connection_for_write() as broker:
         broker.ensure_connection(max_retries=1, interval_start=0, timeout=2)
+
+
+CHECKS = {"database": _database, "broker": _broker}

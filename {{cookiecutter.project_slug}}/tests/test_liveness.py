@@ -1,6 +1,7 @@
 """The heartbeat of real workers and of beat: fresh unless their main process hangs."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from devstack import valkey
 from tests import observed, tasks
 from tests.processes import LAUNCHER, children, running_worker, wait_until
 
+pytestmark = pytest.mark.faults
 MAX_AGE = 3 * SECONDS
 
 
@@ -76,6 +78,33 @@ def test_the_heartbeat_stops_when_the_main_process_hangs_or_is_stopped(
         wait_until(lambda: check(*name)[0] == 1, what="a hanging process is noticed")
     code, said = check(*name)
     assert (code, said.count("\n")) == (1, 1)
+
+
+def test_a_worker_is_ready_when_it_has_reached_its_broker_and_stays_so(
+    project_environment: dict[str, str],
+    tmp_path: Path,
+    broker: tuple[subprocess.Popen[bytes], str],
+    free_port: int,
+) -> None:
+    process, url = broker
+    file, ready = tmp_path / "heartbeat", tmp_path / "heartbeat.ready"
+    nowhere = re.sub(r"\d+(?=/\d*$)", str(free_port), url)
+    options = "-c", "1", "--heartbeat", str(file)
+    ready.touch()  # of one that was killed
+    away = project_environment | {"CELERY_BROKER_URL": nowhere}
+    with running_worker(tmp_path / "away.log", away, *options, ready=False) as worker:
+        wait_until(file.exists)
+        wait_until(lambda: "Cannot connect" in worker.text(), what="it tries")
+        assert not ready.exists()
+    there = project_environment | {"CELERY_BROKER_URL": url}
+    with running_worker(tmp_path / "there.log", there, *options) as worker:
+        wait_until(ready.exists)
+        process.kill()
+        wait_until(lambda: "Connection to broker lost" in worker.text(), what="it is away")
+        assert ready.exists()
+        worker.send(signal.SIGTERM)
+        worker.wait()
+        assert not ready.exists()
 
 
 def test_a_worker_that_hangs_ends_with_its_pool_and_says_where_it_was(

@@ -20,6 +20,7 @@ import durable_jobs
 from durable_jobs.conf import DEFAULTS
 from durable_jobs.tests.conftest import wait_until
 
+pytestmark = pytest.mark.faults
 APP = Path(__file__).resolve().parent.parent
 README = (APP / "README.md").read_text()
 NAMES = ["Job", "JobTask", "reconciler", "Permanent", "LeaseLost", "JobDead", "Unsupported"]

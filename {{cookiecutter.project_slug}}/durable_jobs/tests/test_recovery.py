@@ -26,7 +26,7 @@ from durable_jobs.tests.conftest import (
 )
 
 State = Job.State
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.faults]
 
 
 def state_of(result):

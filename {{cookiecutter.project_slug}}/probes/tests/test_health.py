@@ -33,6 +33,16 @@ def test_ready_names_the_broker_that_is_down(client: Client, monkeypatch, free_p
     assert answer.json() == {"database": "ok", "broker": "OperationalError"}
 
 
+@pytest.mark.django_db
+def test_ready_can_leave_the_broker_out(client: Client, monkeypatch, free_port: int) -> None:
+    monkeypatch.setenv("CELERY_BROKER_WRITE_URL", f"redis://127.0.0.1:{free_port}/0")
+    answer = client.get("/healthz/ready?only=database")
+    assert (answer.status_code, answer.json()) == (200, {"database": "ok"})
+    answer = client.get("/healthz/ready?only=databse")
+    assert answer.status_code == 400
+    assert answer.json() == {"error": "only=databse: there are database, broker"}
+
+
 @pytest.mark.django_db(transaction=True)
 def test_ready_names_the_database_that_is_down(client: Client, free_port: int) -> None:
     database = connections["default"]
