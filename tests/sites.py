@@ -203,6 +203,14 @@ class SystemdSite(Site):
     def state(self, unit: str) -> str:
         return self.run("systemctl", "show", "-P", "ActiveState", unit).strip()
 
+    def environments(self, release: str) -> list[list[str]]:
+        """Return the environment of each process that runs of a release."""
+        pattern = f"{APP}-*@{release}.service"
+        listed = self.run("systemctl", "list-units", "--plain", "--no-legend", pattern)
+        units = [line.split()[0] for line in listed.splitlines()]
+        pids = self.run("systemctl", "show", "-P", "MainPID", *units).split()
+        return [self.run("cat", f"/proc/{pid}/environ").split("\0") for pid in pids]
+
     def audit(self) -> dict[str, float]:
         """Return how exposed each running unit is, 0 to 10; fail on a unit that is not valid."""
         pattern = f"{APP}-*@*.service"

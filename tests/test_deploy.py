@@ -1,11 +1,14 @@
 """`deploy/deploy` and `deploy/rollback` under a steady load, with systemd and with containers."""
 
+import re
+import urllib.request
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
 from tests.deploys import run
-from tests.sites import compose_site, systemd_site
+from tests.sites import SystemdSite, compose_site, systemd_site
 
 # `python -m tests.deploys` does twenty.
 SYSTEMD = ["changed", "killed", "undone", "broken", "rolled back", "refused"]
@@ -22,7 +25,47 @@ def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         with compose_site(folder, 7) as site:
             return run(site, len(COMPOSE), COMPOSE)
     with systemd_site(folder, 7) as site:
-        return run(site, len(SYSTEMD), SYSTEMD) | {"units": site.audit(), "loop": site.end_loop()}
+        first_deploy_fails_and_the_next_one_works(site)
+        found = run(site, len(SYSTEMD), SYSTEMD)
+        found |= {"units": site.audit(), "loop": site.end_loop()}
+        new_settings_reach_every_process_or_none(site)
+        rollback_goes_to_any_release_and_deploy_forth_again(site)
+        return found
+
+
+def first_deploy_fails_and_the_next_one_works(site: SystemdSite) -> None:
+    site.commit("broken")
+    code, output = site.deploy("--patience", "5")
+    assert code == 4, output
+    with suppress(OSError):  # a request at this time must not start what is not there
+        urllib.request.urlopen(f"http://127.0.0.1:{site.port}/healthz/live", timeout=2)
+    assert site.deploy("status")[1].splitlines()[-1] == "nothing has been deployed yet"
+    site.git("reset", "-q", "--hard", "HEAD~1")
+    code, output = site.deploy()
+    assert code == 0, output
+
+
+def new_settings_reach_every_process_or_none(site: SystemdSite) -> None:
+    site.commit("changed")
+    site.deploy(kill_after="its workers")
+    site.run("sh", "-c", f"echo MARK=new >> {site.home}/env")
+    code, output = site.deploy()
+    assert code == 1, output
+    (name,) = re.findall(r"--name (\S+)", output)
+    code, output = site.deploy("--name", name)
+    assert code == 0, output
+    assert {"MARK=new" in words for words in site.environments(name)} == {True}
+    code, output = site.deploy("--to", name)
+    assert code == 0, output  # the same settings: nothing to do
+
+
+def rollback_goes_to_any_release_and_deploy_forth_again(site: SystemdSite) -> None:
+    lines = site.deploy("status")[1].splitlines()
+    newest, *others = (line.split()[0] for line in lines if line[0] != " ")
+    for name, release in (("rollback", others[-1]), ("deploy", newest)):
+        code, output = site.deploy("--to", release, name=name)
+        assert code == 0, output
+        assert site.run("readlink", f"{site.home}/releases/current").strip() == release
 
 
 def test_each_deploy_ends_as_it_should_and_no_request_fails(found: dict[str, Any]) -> None:

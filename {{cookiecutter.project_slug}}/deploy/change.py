@@ -1,6 +1,7 @@
 """From what runs to one release: the steps of a deploy, each of which may be given again."""
 
 import os
+import re
 import time
 from typing import Any
 
@@ -26,19 +27,52 @@ class Deploy:
     def check(self, running: str | None, gone: list[str]) -> None:
         """Raise StepError if the release could not run, or would break the one that runs.
 
-        `gone`: tasks of that one which nobody sends any more.
+        `gone`: tasks and queues of that one to which nobody sends any more.
         """
-        inside = self.platform.inside
-        inside(self.release, "manage.py", "check", "--deploy", "--fail-level", "ERROR")
-        inside(self.release, "manage.py", "makemigrations", "--check", "--dry-run")
-        beside = {running or self.release, *self.platform.all_running()} - {self.release}
-        sent = [self.ask(other, "tasks") for other in sorted(beside)]
+        # `current` is what a request to a socket without a web tries to start.
+        running_now = self.platform.all_running() - {"current"}
+        beside = {running or self.release, *running_now} - {self.release}
+        sent = [self.tasks(other) for other in sorted(beside)]
         for tasks in sent or ["{}"]:
             say(self.ask(self.release, "check", *gone, stdin=tasks).strip())
+        self.manage(
+            "makemigrations",
+            "--check",
+            "--dry-run",
+            otherwise="a model has no migration: `manage.py makemigrations` makes it, commit it",
+        )
         if beside:
-            only = ("--unapplied-migrations", "--quiet", "ok", "ignore")
-            inside(self.release, "manage.py", "lintmigrations", *only)
-        say("checked: settings, broker, tasks, migrations")
+            self.manage(
+                "lintmigrations",
+                "--unapplied-migrations",
+                "--quiet",
+                "ok",
+                "ignore",
+                otherwise="a migration breaks the release that runs; deploy/README.md says how to"
+                " split it, and how to say that you have thought of it",
+            )
+        self.tasks(self.release)
+        say("checked: settings, database, broker, tasks, migrations")
+
+    def manage(self, *command: str, otherwise: str) -> None:
+        """Run manage.py of the release; raise StepError with `otherwise` when it fails."""
+        try:
+            self.platform.inside(self.release, "manage.py", *command)
+        except StepError as error:
+            # neither what was asked, nor what is in order
+            noise = re.compile(r"`manage\.py|\*\*\*|(Valid|Erroneous|Ignored|Migrations with)\b|{")
+            lines = [line for line in str(error).splitlines() if line and not noise.match(line)]
+            raise StepError("\n".join([otherwise, *lines])) from None
+
+    def tasks(self, release: str) -> str:
+        """Return what `deploy/release.py tasks` prints for a release.
+
+        Noted when it is deployed: later it may not be able to say.
+        """
+        file = self.platform.releases / release / ".tasks"
+        if not file.exists():
+            file.write_text(self.ask(release, "tasks").strip().rpartition("\n")[2])
+        return file.read_text()
 
     def migrate(self) -> None:
         """Apply the migrations, which add only; raise StepError if a lock cannot be had in time."""
@@ -49,6 +83,7 @@ class Deploy:
         """Have this release run, and no other; raise StepError when it gives no sign of life."""
         platform, release = self.platform, self.release
         try:
+            platform.note_settings(release)
             platform.prepare(release)
             # For jobs whose time was kept by what now ends, and those that come due without beat.
             platform.start(release, "reconcile")
@@ -62,7 +97,8 @@ class Deploy:
             self.end_others("reconcile")
             platform.forget_others(release)
         except StepError as error:
-            platform.stop({"reconcile": platform.running("reconcile")})
+            if not back:
+                platform.stop({"reconcile": platform.running("reconcile")})
             raise StepError(f"{error}\n{platform.last_words(release)}".rstrip()) from None
 
     def change_workers(self) -> None:

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from releases import Releases, StepError, run
+from releases import Releases, StepError, ending, run
 
 FILE = "compose.production.yaml"
 # A connection for each request: none is reused while its web process ends.
@@ -54,7 +54,6 @@ CELERY_BROKER_URL=redis://:{password}@valkey:6379/0
         run("docker", "build", "--quiet", "--tag", f"{self.app}:{release}", str(folder))
 
     def delete(self, release: str) -> None:
-        self.compose(release, "--profile", "*", "rm", "--force")  # what has ended by itself
         run("docker", "image", "rm", "--force", f"{self.app}:{release}")
         super().delete(release)
 
@@ -75,8 +74,8 @@ CELERY_BROKER_URL=redis://:{password}@valkey:6379/0
         return subprocess.run([*self._command(release), *program]).returncode
 
     def last_words(self, release: str) -> str:
-        lines = self.compose(release, "--profile", "release", "logs", "--no-color", "--tail=4")
-        return "\n".join(["the end of its log:", *(line[:300] for line in lines.splitlines())])
+        how = ("--no-color", "--no-log-prefix", "--tail=8")
+        return ending(self.compose(release, "--profile", "release", "logs", *how))
 
     def roles(self, release: str | None = None) -> list[str]:
         if release is None:
@@ -85,16 +84,32 @@ CELERY_BROKER_URL=redis://:{password}@valkey:6379/0
         return sorted(services.split())
 
     def units(self) -> list[tuple[str, str]]:
+        return [(role, release) for role, release, _ in self._listed()]
+
+    def ailing(self, release: str) -> list[str]:
+        restarting = self._listed("--filter", "status=restarting")
+        return [role for role, name, _ in restarting if name == release]
+
+    def forget_others(self, release: str) -> None:
+        ended = self._listed(
+            "--all", "--filter", "status=exited"
+        )  # by itself: the loop, after its time
+        if others := [unit for _, name, unit in ended if name != release]:
+            run("docker", "rm", *others)
+
+    def _listed(self, *filters: str) -> list[tuple[str, str, str]]:
+        """Return role, release and name of the containers that run, or that the filters want."""
         label = "com.docker.compose"
-        found = run("docker", "ps", "--format", "json", "--filter", f"label={label}.project")
-        rows = [json.loads(line)["Labels"] for line in found.splitlines()]
-        labels = [dict(pair.partition("=")[::2] for pair in row.split(",")) for row in rows]
-        return [
-            (row[f"{label}.service"], row[f"{label}.project"].removeprefix(f"{self.app}-"))
-            for row in labels
-            if row[f"{label}.project"].startswith(f"{self.app}-")
-            and row.get(f"{label}.oneoff") != "True"
-        ]
+        shown = ("--format", "json", "--filter", f"label={label}.project", *filters)
+        rows = [json.loads(line) for line in run("docker", "ps", *shown).splitlines()]
+        found = []
+        for row in rows:
+            labels = dict(pair.partition("=")[::2] for pair in row["Labels"].split(","))
+            project = labels[f"{label}.project"]
+            if project.startswith(f"{self.app}-") and labels.get(f"{label}.oneoff") != "True":
+                release = project.removeprefix(f"{self.app}-")
+                found.append((labels[f"{label}.service"], release, row["Names"]))
+        return found
 
     def provide(self, release: str) -> None:
         config = json.loads(self.compose(release, "--profile", "*", "config", "--format", "json"))
@@ -106,7 +121,8 @@ CELERY_BROKER_URL=redis://:{password}@valkey:6379/0
         if not (self.home / "proxy/upstream.caddy").exists():
             self.prepare(release)
             self.send_to(release)
-        shared = ("--profile", "shared", "up", "--detach", "--wait")
+        # What runs stays as it is: a new image of the database is for a person to bring in.
+        shared = ("--profile", "shared", "up", "--detach", "--wait", "--no-recreate")
         self.compose(release, *shared, shared=True)
 
     def prepare(self, release: str) -> None:

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from releases import Releases, StepError, run
+from releases import Releases, StepError, ending, run
 
 UNITS = Path("/etc/systemd/system")
 ALIVE = ("active", "activating", "reloading", "refreshing", "deactivating")
@@ -83,20 +83,33 @@ CELERY_BROKER_URL=redis://:password@127.0.0.1:6379/0
         others = [unit for unit in enabled if not unit.endswith(f"@{release}.service")]
         if others:
             systemctl("disable", "--quiet", *others)
+        roles = self.roles(release)
+        for file in UNITS.glob(f"{self.app}-*@.service"):
+            if self._role(file) not in roles:
+                file.unlink()
+        systemctl("daemon-reload")
+        for _, name, unit, state in self._listed():
+            if name != release and state not in ALIVE:  # killed while it was ending
+                subprocess.run(["systemctl", "reset-failed", unit], capture_output=True)
+
+    def _role(self, file: Path) -> str:
+        return file.name.removeprefix(f"{self.app}-").removesuffix("@.service")
+
+    def close(self) -> None:
+        systemctl("disable", "--quiet", "--now", f"{self.app}-web.socket")
+        systemctl("stop", f"{self.app}-web@current.service")  # what the socket would start
 
     def last_words(self, release: str) -> str:
-        units = f"{self.app}-*@{release}.service"
-        # What they said, not what systemd says of them, which is more when they crash in a loop.
-        said = ("-u", units, "_TRANSPORT=stdout", "-n", "12", "-o", "cat", "--no-pager")
-        lines = run("journalctl", *said).splitlines()
-        return "\n".join(["the end of its log:", *(line[:300] for line in lines)])
+        log = ["journalctl", "-u", f"{self.app}-*@{release}.service", "-o", "cat", "--no-pager"]
+        # What they said; what systemd says of them only if that is all, as of a missing program.
+        said = run(*log, "_TRANSPORT=stdout", "-n", "60", "-q")
+        return ending(said or run(*log, "-n", "60"))
 
     def roles(self, release: str | None = None) -> list[str]:
         if release:
             files = (self.releases / release / "deploy/systemd").glob("*@.service")
             return sorted(file.name.removesuffix("@.service") for file in files)
-        files = UNITS.glob(f"{self.app}-*@.service")
-        return sorted(f.name.removeprefix(f"{self.app}-").removesuffix("@.service") for f in files)
+        return sorted(self._role(file) for file in UNITS.glob(f"{self.app}-*@.service"))
 
     def unit(self, role: str, release: str) -> str:
         return f"{self.app}-{role}@{release}.service"
@@ -105,14 +118,26 @@ CELERY_BROKER_URL=redis://:password@127.0.0.1:6379/0
         """Return the address of the web that the settings want."""
         return self.setting("WEB_LISTEN", "127.0.0.1:8000")
 
-    def provide(self, release: str) -> None:
+    def check_settings(self) -> None:
+        super().check_settings()
+        address = self.listen()
+        if not re.fullmatch(r"/\S+|(\d+(\.\d+){3}|\[[0-9a-fA-F:]+\]):\d{1,5}", address):
+            raise StepError(f"WEB_LISTEN={address} is no `127.0.0.1:8000` or path of a socket")
         unit = f"{self.app}-web.socket"
         listens = systemctl("show", "-P", "Listen", unit).partition(" ")[0]
         if systemctl("show", "-P", "ActiveState", unit) == "active" and listens != self.listen():
+            told = self.setting("WEB_LISTEN", "is not set, so it is " + self.listen())
             raise StepError(
-                f"the web listens on {listens}, and WEB_LISTEN says {self.listen()}. That takes a"
-                f" moment without a web: systemctl stop {unit} '{self.app}-web@*', and deploy again"
+                f"the web listens on {listens}, and WEB_LISTEN {told}. To change that takes a"
+                f" deploy without a web: first `systemctl stop {unit} '{self.app}-web@*'`, then the"
+                " same command again"
             )
+        installed = UNITS / f"{self.app}-beat@.service"
+        if installed.exists() and f"{self.home}/releases/" not in installed.read_text():
+            raise StepError(f"{installed} belongs to another --home: one machine runs it once")
+
+    def provide(self, release: str) -> None:
+        """Nothing: database and broker are somewhere else."""
 
     def prepare(self, release: str) -> None:
         changed = False
@@ -135,13 +160,22 @@ CELERY_BROKER_URL=redis://:password@127.0.0.1:6379/0
         systemctl("enable", "--now", f"{self.app}-web.socket")
 
     def units(self) -> list[tuple[str, str]]:
+        return [(role, release) for role, release, _, state in self._listed() if state in ALIVE]
+
+    def ailing(self, release: str) -> list[str]:
+        found = ((unit, role) for role, name, unit, _ in self._listed() if name == release)
+        waits = "auto-restart"
+        return [role for unit, role in found if waits in systemctl("show", "-P", "SubState", unit)]
+
+    def _listed(self) -> list[tuple[str, str, str, str]]:
+        """Return role, release, unit and state of all units that systemd knows."""
         listed = systemctl(
             "list-units", "--all", "--plain", "--no-legend", "--full", f"{self.app}-*@*.service"
         )
         pattern = re.compile(rf"{re.escape(self.app)}-([^@]+)@(.+)\.service$")
         rows = (line.split() for line in listed.splitlines())
-        matches = (pattern.match(row[0]) for row in rows if row[2] in ALIVE)
-        return [(match[1], match[2]) for match in matches if match]
+        found = ((pattern.match(row[0]), row) for row in rows)
+        return [(match[1], match[2], row[0], row[2]) for match, row in found if match]
 
     def start(self, release: str, *roles: str) -> None:
         units = [self.unit(role, release) for role in roles]

@@ -1,8 +1,9 @@
 """What a deploy asks of a release; `deploy/deploy` runs it inside the release, in its environment.
 
   python deploy/release.py tasks                  print its tasks and their parameters, as JSON
-  python deploy/release.py check [GONE...]        can it run what another release sends? Reads the
-                                                  other's `tasks`; GONE: tasks nobody sends any more
+  python deploy/release.py check [GONE...]        can it run, and run what another release sends?
+                                                  Reads the other's `tasks`; GONE: tasks and queues
+                                                  to which nobody sends any more
   python deploy/release.py migrate                apply migrations; wait for no lock for long
   python deploy/release.py workers NAME SECONDS   wait until release NAME has a worker on each queue
   python deploy/release.py queues NAME SECONDS    wait until NAME has answered a probe of each queue
@@ -26,6 +27,12 @@ POSITIONAL = ("POSITIONAL_ONLY", "POSITIONAL_OR_KEYWORD")
 KEYWORD = ("POSITIONAL_OR_KEYWORD", "KEYWORD_ONLY")
 VARIABLE = ("VAR_POSITIONAL", "VAR_KEYWORD")
 LOCK_SECONDS = 5
+# Warnings of Django with which every page is an error, or sessions are open to guesses.
+FATAL = ("security.W009", "security.W020")
+# What rewrites a table when a column is added to it, and holds everybody up for so long.
+REWRITES = (
+    r"GENERATED ALWAYS AS .* STORED|DEFAULT [^,;]*(random|uuid|clock_timestamp|nextval)[^,;]*\("
+)
 
 
 class Parameter(NamedTuple):
@@ -86,17 +93,51 @@ def check(other: dict[str, Any], gone: set[str]) -> list[str]:
 
     ours, found = tasks(), []
     for queue in sorted(set(other.get("queues", ())) - set(queues())):
-        if count := Job.objects.unfinished().filter(queue=queue).count():
+        if queue not in gone:
+            found.append(
+                f"the queue {queue} does not exist, and the release that runs may still send to it;"
+                f" after a release that does not: --gone {queue}"
+            )
+        elif count := Job.objects.unfinished().filter(queue=queue).count():
             found.append(f"the queue {queue} is gone, and {count} jobs on it are not finished")
     for name, parameters in other.get("tasks", {}).items():
         if name not in ours and name not in gone:
-            found.append(f"{name} does not exist; the release that runs may still send it")
-        elif name in ours:
-            found += [f"{name} {why}" for why in refusals(parameters, ours[name])]
+            found.append(
+                f"{name} does not exist, and the release that runs may still send it; after a"
+                f" release that does not: --gone {name}"
+            )
+        elif name in ours and (why := refusals(parameters, ours[name])):
+            found += [f"{name} {words}" for words in why]
+            found.append(f"{name}: give what takes other arguments another name, beside this one")
     for name in sorted(gone - ours.keys()):
         if count := Job.objects.unfinished().filter(task=name).count():
             found.append(f"{name} is gone, and {count} of its jobs are not finished")
     return found
+
+
+def found_in_settings() -> tuple[list[str], list[str]]:
+    """Return what `manage.py check --deploy` finds: what makes the site useless, and the rest."""
+    from django.core import checks
+
+    useless: list[str] = []
+    rest: list[str] = []
+    for message in checks.run_checks(include_deployment_checks=True):
+        if not message.is_silenced():
+            line = f"settings, {message.id}: {message.msg}".partition(". ")[0]
+            fatal = message.level >= checks.ERROR or message.id in FATAL
+            (useless if fatal else rest).append(line)
+    return useless, rest
+
+
+def no_database() -> list[str]:
+    """Return what is wrong with the database, a line; [] when it answers."""
+    from django.db import Error, connection
+
+    try:
+        connection.ensure_connection()
+    except Error as error:
+        return [f"the database does not answer: {str(error).strip().splitlines()[-1]}"]
+    return []
 
 
 def no_broker() -> list[str]:
@@ -111,27 +152,46 @@ def no_broker() -> list[str]:
     return []
 
 
+def breaking(sql: str, created: set[str]) -> list[str]:
+    """Say what of a migration breaks what runs; the tables it makes are added to `created`."""
+    created.update(re.findall(r'CREATE TABLE ("[^"]+")', sql))
+    column = r'ALTER TABLE ("[^"]+") (?:ALTER|ADD) COLUMN ("[^"]+")'
+    added = set(re.findall(column.replace("ALTER|", ""), sql))
+    dropped = set(re.findall(f"{column} DROP DEFAULT", sql)) - added
+    found = [(table, f"DROP DEFAULT of {name} of {table}") for table, name in sorted(dropped)]
+    found += [
+        (table, f"the value of {name} rewrites all of {table}, which nobody can use meanwhile")
+        for table, name, *_ in re.findall(f"{column} .*(?:{REWRITES})", sql, re.IGNORECASE)
+    ]
+    found += [
+        (table, f"ADD CONSTRAINT CHECK on {table}, which what runs may not keep to")
+        for table in re.findall(r'ALTER TABLE ("[^"]+") .*ADD CONSTRAINT .* CHECK', sql)
+    ]
+    return [why for table, why in found if table not in created]
+
+
 def migrations() -> list[str]:
     """Return what of the migrations to come breaks the release that runs, a line each.
 
     That is what the linter of `manage.py lintmigrations` does not look at; and indexes that a
     migration has left behind unfinished, so that it cannot be repeated.
     """
+    from django.conf import settings
     from django.db import connection
     from django.db.migrations.executor import MigrationExecutor
     from django_migration_linter import IgnoreMigration
 
     found = []
+    created: set[str] = set()
+    left_out = getattr(settings, "MIGRATION_LINTER_OPTIONS", {}).get("exclude_apps", ())
     executor = MigrationExecutor(connection)
     for migration, _ in executor.migration_plan(executor.loader.graph.leaf_nodes()):
+        if migration.app_label in left_out:
+            continue
         if any(isinstance(operation, IgnoreMigration) for operation in migration.operations):
             continue
         sql = "\n".join(executor.loader.collect_sql([(migration, False)]))
-        added = set(re.findall(r'ADD COLUMN ("\w+")', sql))
-        dropped = set(re.findall(r'ALTER COLUMN ("\w+") DROP DEFAULT', sql)) - added
-        found += [f"{migration}: DROP DEFAULT of {column}" for column in sorted(dropped)]
-        if re.search("ALTER TABLE .* ADD CONSTRAINT .* CHECK", sql):
-            found.append(f"{migration}: ADD CONSTRAINT CHECK, which what runs may not keep to")
+        found += [f"{migration}: {why}" for why in breaking(sql, created)]
     with connection.cursor() as cursor:
         cursor.execute("SELECT indexrelid::regclass::text FROM pg_index WHERE NOT indisvalid")
         names = [name for (name,) in cursor.fetchall()]
@@ -146,9 +206,15 @@ def limit_locks(connection: Any, **_: Any) -> None:
 
 def doubts() -> list[str]:
     """Return what is not well, a line each; that keeps nobody from deploying what mends it."""
+    from durable_jobs import Job
+    from probes.conf import queues
     from probes.diagnosis import verdicts
 
-    return [f"{v.queue}: {v.words}" for v in verdicts() if not v.fine]
+    found = [f"{v.queue}: {v.words}" for v in verdicts() if not v.fine]
+    lost = Job.objects.unfinished().exclude(queue__in=queues())
+    for queue in sorted(set(lost.values_list("queue", flat=True)[:10_000])):
+        found.append(f"{queue}: jobs wait on this queue, which this release does not have")
+    return found
 
 
 def without_worker(release: str) -> list[str]:
@@ -172,13 +238,15 @@ def without_answer(release: str) -> Callable[[], list[str]]:
     from probes.conf import queues
     from probes.models import Queue
 
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT CURRENT_TIMESTAMP")
-        (since,) = cursor.fetchone()
+    since: list[Any] = []
 
     def look() -> list[str]:
+        if not since:
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT CURRENT_TIMESTAMP")
+                since.extend(cursor.fetchone())
         answered = set(
-            Queue.objects.filter(release=release, answered_at__gt=since).values_list(
+            Queue.objects.filter(release=release, answered_at__gt=since[0]).values_list(
                 "name", flat=True
             )
         )
@@ -189,10 +257,18 @@ def without_answer(release: str) -> Callable[[], list[str]]:
 
 def wait(look: Callable[[], list[str]], seconds: float) -> list[str]:
     """Look until nothing is missing; return what is still missing after that many seconds."""
+    from django.db import Error, connection
+
     deadline = time.monotonic() + seconds
-    while (missing := look()) and time.monotonic() < deadline:
+    while True:
+        try:
+            missing = look()
+        except Error as error:  # a database that restarts meanwhile
+            connection.close()
+            missing = [f"the database does not answer: {str(error).strip()}"]
+        if not missing or time.monotonic() >= deadline:
+            return missing
         time.sleep(0.2)
-    return missing
 
 
 def main(command: str, *arguments: str) -> int:
@@ -217,11 +293,16 @@ def main(command: str, *arguments: str) -> int:
         call_command("migrate", interactive=False)
         return 0
     if command == "check":
-        missing = no_broker()
-        if other := json.load(sys.stdin):  # before the first deploy there are not even tables
-            for line in doubts():
-                print(f"not well before the deploy: {line}")
-            missing += check(other, set(arguments)) + migrations()
+        missing, rest = found_in_settings()
+        missing += no_broker() + no_database()
+        # Before the first deploy there are not even tables.
+        if (other := json.load(sys.stdin)) and not missing:
+            rest += [f"not well before the deploy: {line}" for line in doubts()]
+            for name in sorted(set(arguments) - {*other["tasks"], *other["queues"]}):
+                rest.append(f"--gone {name}: the release that runs has no such task or queue")
+            missing = check(other, set(arguments)) + migrations()
+        if not missing:
+            print("\n".join(rest))
     elif command == "workers":
         missing = wait(lambda: without_worker(arguments[0]), float(arguments[1]))
     else:

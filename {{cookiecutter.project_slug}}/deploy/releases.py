@@ -1,5 +1,6 @@
 """Releases side by side in a folder, complete or not there; which of them is the current one."""
 
+import hashlib
 import os
 import re
 import secrets
@@ -21,7 +22,8 @@ class Releases(ABC):
     SETTINGS = """\
 # Settings of {app}, for all releases: NAME=value, without quotes and without a `$`.
 DJANGO_SECRET_KEY={secret}
-DJANGO_ALLOWED_HOSTS=example.com
+# Names that lead here, with commas between.
+DJANGO_ALLOWED_HOSTS=
 DJANGO_BEHIND_PROXY=1
 # SENTRY_DSN=
 # DJANGO_ADMINS=ops@example.com
@@ -58,10 +60,26 @@ DJANGO_BEHIND_PROXY=1
         """Tell whether a release has ever been current."""
         return (self.releases / release / ".ran").exists()
 
-    def settings_are_newer(self) -> bool:
-        """Tell whether the settings have been written since the current release was deployed."""
-        deployed = (self.releases / "current").lstat().st_mtime
-        return (self.home / "env").stat().st_mtime > deployed
+    def check_settings(self) -> None:
+        """Raise StepError where a line of the settings cannot be one."""
+        for number, line in enumerate((self.home / "env").read_text().splitlines(), 1):
+            if line.strip() and not re.match(r"#|[A-Za-z_]\w*=", line):
+                name = line.split("=")[0].strip()[:40]
+                raise StepError(f"line {number} of {self.home}/env, `{name}`, is not NAME=value")
+
+    def note_settings(self, release: str) -> None:
+        """Note with which settings this release starts, unless some of it runs already."""
+        if release not in self.all_running():
+            (self.releases / release / ".settings").write_text(self._settings())
+
+    def runs_with_other_settings(self, release: str) -> bool:
+        """Tell whether something of this release runs, and was not started with these settings."""
+        noted = self.releases / release / ".settings"
+        known = noted.exists() and release in self.all_running()
+        return known and noted.read_text() != self._settings()
+
+    def _settings(self) -> str:
+        return hashlib.sha256((self.home / "env").read_bytes()).hexdigest()
 
     def build(self, source: Path, release: str, commit: str | None) -> None:
         """Make the folder of a release: complete, or not there at all."""
@@ -174,8 +192,16 @@ DJANGO_BEHIND_PROXY=1
     def install(self, folder: Path, release: str) -> None:
         """Make the source in `folder` ready to run; raise StepError."""
 
-    def forget_others(self, release: str) -> None:  # noqa: B027 - containers have nothing to forget
-        """See that nothing of other releases starts when the machine does."""
+    @abstractmethod
+    def forget_others(self, release: str) -> None:
+        """See that nothing of other releases is left behind, or starts when the machine does."""
+
+    def close(self) -> None:  # noqa: B027 - only a socket has to be closed
+        """Take no requests any more: nothing is there to answer them."""
+
+    @abstractmethod
+    def ailing(self, release: str) -> list[str]:
+        """Return the roles of a release whose process has crashed and is started again."""
 
     @abstractmethod
     def last_words(self, release: str) -> str:
@@ -231,9 +257,17 @@ def run(*command: str, **how: Any) -> str:
     if done.returncode:
         said = [text.strip() for text in (done.stdout, done.stderr)]
         words = [reason(text) for text in said if text]
+        text = "\n".join(words)[-3000:]
         name = " ".join(command[command.index("--") + 2 :] if "--" in command else command)
-        raise StepError(f"`{name}` ended with {done.returncode}:\n" + "\n".join(words)[-3000:])
+        told = "deploy/release.py" in command and done.returncode == 1  # its own words suffice
+        raise StepError(text if told else f"`{name}` ended with {done.returncode}:\n{text}")
     return done.stdout
+
+
+def ending(text: str, lines: int = 12) -> str:
+    """Return the last lines of a log, each of them once."""
+    found = dict.fromkeys(line[:300] for line in text.splitlines() if line.strip())
+    return "\n".join(["the end of its log:", *list(found)[-lines:]])
 
 
 def reason(text: str) -> str:

@@ -3,6 +3,7 @@
   deploy/deploy [SOURCE]       deploy the commit that is checked out in SOURCE, or here
   deploy/deploy --to RELEASE   deploy a release that is already there
   deploy/rollback              undo a deploy that stopped half-way, else go to the release before
+  deploy/rollback --to RELEASE go to any that is there; as nothing is checked, it is always possible
   deploy/deploy init           make the user, the folders and the file of settings
   deploy/deploy status         which releases there are, and what runs
   deploy/manage COMMAND ...    manage.py of the current release, with its settings
@@ -17,13 +18,13 @@ the one before runs again; 4 nor did that, see the output; 130 interrupted.
 
 import argparse
 import fcntl
+import math
 import os
 import re
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -31,14 +32,9 @@ from change import Deploy, say
 from on_compose import Compose
 from on_systemd import Systemd
 from releases import Releases, StepError
+from source import RefusedError, must_be_checkout, wanted
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
-RESERVED = ("current", "previous", "none", "init", "status")
 KEPT = 5
-
-
-class RefusedError(Exception):
-    """The command must not begin; the message says why, and what would be right."""
 
 
 @contextmanager
@@ -59,6 +55,7 @@ def lock(folder: Path) -> Iterator[None]:
 def deploy(platform: Releases, options: argparse.Namespace) -> int:
     """Build, check, migrate, change over, and go back when that fails; return the exit code."""
     running = platform.current()
+    platform.check_settings()
     if options.dry_run:
         return dry_run(platform, options, running)
     before = platform.under_way.read_text() if platform.under_way.exists() else None
@@ -69,7 +66,7 @@ def deploy(platform: Releases, options: argparse.Namespace) -> int:
         platform.provide(change.release)
         change.check(running, options.gone)
         change.migrate()
-    except (StepError, RefusedError) as error:
+    except (StepError, RefusedError, OSError) as error:
         if before is None:
             platform.under_way.unlink()
         else:
@@ -80,9 +77,7 @@ def deploy(platform: Releases, options: argparse.Namespace) -> int:
     except StepError as error:
         say(f"failed: {error}")
         if running is None:
-            platform.stop({role: platform.running(role) for role in platform.roles()})
-            platform.under_way.unlink()
-            say("it was the first release; what it had started has ended")
+            end_first(platform)
             return 4
         if running == change.release:
             say(f"{running} is the release that ran before, too: there is none to go back to")
@@ -114,6 +109,14 @@ def dry_run(platform: Releases, options: argparse.Namespace, running: str | None
     return 0
 
 
+def end_first(platform: Releases) -> None:
+    """End what a first release has started: there is none to go back to."""
+    platform.close()
+    platform.stop({role: platform.running(role) for role in platform.roles()})
+    platform.under_way.unlink()
+    say("it was the first release; what it had started has ended")
+
+
 def go_back(change: Deploy, code: int) -> int:
     """Have an earlier release run again; return `code`, or 4 if it does not."""
     platform = change.platform
@@ -124,23 +127,34 @@ def go_back(change: Deploy, code: int) -> int:
         return 4
     platform.under_way.unlink(missing_ok=True)
     say(f"{change.release} runs again; the database keeps what was added to it")
+    if platform.runs_with_other_settings(change.release):
+        say(
+            f"{platform.home}/env has changed since it started: what starts again reads the new one"
+        )
     return code
 
 
 def rollback(platform: Releases, options: argparse.Namespace) -> int:
     """Undo a deploy that stopped half-way, else go to the release before; return the exit code."""
     current = platform.current()
+    if current is None and platform.under_way.exists() and not options.dry_run:
+        end_first(platform)
+        return 0
     if current is None:
         raise RefusedError("no deploy has succeeded yet: there is nothing to go back to")
     begun = platform.under_way.read_text() if platform.under_way.exists() else current
-    half_way = begun != current
+    half_way = begun != current and options.to in (None, current)
     if half_way:
         say(f"a deploy or rollback stopped half-way: to {current}")
-    target = current if half_way else platform.previous()
+    target = options.to or (current if half_way else platform.previous())
     if target is None:
         raise RefusedError(
-            f"no release is known to have run before {current}; `deploy/deploy status` shows those"
-            " that are there, and `deploy/deploy --to RELEASE` goes to one"
+            f"no release is known to have run before {current}; `deploy/rollback --to RELEASE` goes"
+            f" to one of those that are there: {', '.join(platform.built())}"
+        )
+    if target not in platform.built():
+        raise RefusedError(
+            f"there is no release {target}; there are: {', '.join(platform.built())}"
         )
     change = Deploy(platform, target, options.patience)
     try:
@@ -151,70 +165,10 @@ def rollback(platform: Releases, options: argparse.Namespace) -> int:
         say(f"would go back to {target}")
         change.plan()
         return 0
-    platform.under_way.write_text(f"the rollback from {current}")
-    platform.is_current(target, back=True)  # already now: given again, this goes on to there
+    if not half_way:
+        platform.under_way.write_text(f"the rollback from {current}")
+        platform.is_current(target, back=True)  # already now: given again, this goes on to there
     return go_back(change, 0)
-
-
-def commit_of(source: Path) -> str | None:
-    """Return the commit checked out in a folder, None where it is no git checkout.
-
-    Raises RefusedError when git refuses, or when the folder holds changes that are not committed.
-    """
-    git = ["git", "-C", str(source)]
-    found = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
-    if found.returncode:
-        if any((folder / ".git").exists() for folder in (source, *source.parents)):
-            empty = "unknown revision" in found.stderr
-            why = "nothing is committed yet" if empty else found.stderr.splitlines()[0]
-            raise RefusedError(f"{source}: {why}")
-        return None
-    changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True)
-    if changes.stdout:
-        raise RefusedError(f"commit these changes first, or stash them:\n{changes.stdout.rstrip()}")
-    return found.stdout.strip()
-
-
-def wanted(platform: Releases, options: argparse.Namespace) -> tuple[str, Path, str | None]:
-    """Return name, source and commit of the release that the command line asks for.
-
-    Raises RefusedError when that is none, or when the name is taken by another commit.
-    """
-    source = Path(options.source).resolve()
-    built = platform.built()
-    if options.to is not None:
-        if options.to not in built:
-            raise RefusedError(f"there is no release {options.to}; there are: {', '.join(built)}")
-        return options.to, source, platform.commit(options.to)
-    if not (source / "manage.py").is_file():
-        raise RefusedError(
-            f"{source} is not a checkout of the project: it has no manage.py. It is no command"
-            " either: those are `init` and `status`"
-        )
-    if not (source / "uv.lock").is_file():
-        raise RefusedError(
-            "there is no uv.lock: `uv lock` makes it; commit it, so that each build"
-            " installs the same"
-        )
-    commit = commit_of(source)
-    release = (commit or "")[:12] if options.name is None else options.name
-    if options.name is None and commit is None:
-        raise RefusedError(f"{source} is no git checkout: name the release with --name")
-    if release in RESERVED or not NAME.fullmatch(release):
-        raise RefusedError(
-            f"{release!r} cannot name a release: up to 40 letters, digits, `.`, `_` and `-`, the"
-            f" first a letter or digit, and none of {', '.join(RESERVED)}"
-        )
-    if release in built and platform.commit(release) != commit:
-        raise RefusedError(
-            f"{release} is another commit, {platform.commit(release)}: choose a name"
-        )
-    if release in built and release == platform.current() and platform.settings_are_newer():
-        raise RefusedError(
-            f"{release} runs with settings older than {platform.home}/env; to apply these give it"
-            f" another name: deploy/deploy --name {release}-2"
-        )
-    return release, source, commit
 
 
 def build(platform: Releases, options: argparse.Namespace) -> str:
@@ -232,9 +186,18 @@ def status(platform: Releases) -> int:
     """Say what there is and what runs; return the exit code."""
     for name in platform.built():
         words = [word for word in ("current", "previous") if getattr(platform, word)() == name]
-        words += [] if platform.has_run(name) else ["never ran"]
+        words += [] if platform.has_run(name) else ["never succeeded"]
         roles = [role for role in platform.roles() if name in platform.running(role)]
         print(f"{name}  {' '.join(words)}  {'runs ' + ', '.join(roles) if roles else ''}".rstrip())
+        for role in platform.ailing(name):
+            print(f"    {role} has crashed and is started again, and again")
+        if name == platform.current():
+            wanted = set(platform.roles(name)) - {"reconcile"}
+            wanted -= set() if platform.wants_flower() else {"flower"}
+            for role in sorted(wanted - set(roles)):
+                print(f"    {role} does not run")
+            if platform.runs_with_other_settings(name):
+                print(f"    {platform.home}/env has changed since it was deployed")
     if platform.under_way.exists():
         print(f"half-way: the deploy of {platform.under_way.read_text()}; repeat it, or roll back")
     elif platform.current() is None:
@@ -246,12 +209,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """Read the command line."""
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--home", type=Path, metavar="DIR", help="/srv/<project>, in each command")
-    common.add_argument(
-        "--user", help="whom the processes run as, for `init` to remember; <project>"
-    )
     change = argparse.ArgumentParser(add_help=False)
     change.add_argument(
-        "--patience", type=float, default=60.0, metavar="SECONDS", help="to wait for a sign of life"
+        "--patience",
+        type=seconds,
+        default=60.0,
+        metavar="SECONDS",
+        help="to wait for a sign of life; 60",
     )
     change.add_argument("--dry-run", action="store_true", help="say what would be done")
     how = argparse.RawDescriptionHelpFormatter
@@ -259,37 +223,56 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     add = commands.add_parser
     found = add("deploy", parents=[common, change], description=__doc__, formatter_class=how)
-    found.prog = "deploy"
     found.add_argument("source", nargs="?", default=".", help="folder of a checkout; this one")
     found.add_argument("--name", help="of the release; else that of the commit")
     found.add_argument("--to", metavar="RELEASE", help="deploy a release that is already there")
     found.add_argument(
-        "--gone", action="append", default=[], metavar="TASK", help="a task nobody sends any more"
+        "--gone",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a task that nobody sends any more, or a queue to which nobody does",
     )
-    add("rollback", parents=[common, change])
+    back = add("rollback", parents=[common, change])
+    back.add_argument("--to", metavar="RELEASE", help="one that is there; else the one before")
     add("status", parents=[common])
     made = add("init", parents=[common])
     made.add_argument("--compose", action="store_true", help="containers, not units of systemd")
+    made.add_argument("--user", help="whom the processes run as; <project>")
     add("manage", parents=[common]).add_argument("words", nargs=argparse.REMAINDER)
-    options = parser.parse_args(arguments)
+    for name, command in commands.choices.items():
+        words = "deploy " if name in ("init", "status") else ""
+        command.prog = f"deploy/{words}{name}"
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        commands.choices[options.command].error(f"unknown: {' '.join(unknown)}")
     if options.command == "deploy" and options.to and options.name:
         parser.error("--to names a release that is there: it takes no --name")
     return options
 
 
+def seconds(text: str) -> float:
+    """Parse a positive number of seconds."""
+    with suppress(ValueError):
+        if 0 < (value := float(text)) < math.inf:
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
+
+
 def main(arguments: list[str]) -> int:
     """Run one command; return its exit code."""
-    for command in ("init", "status"):  # words of `deploy`, wherever they stand
-        if arguments[0] == "deploy" and command in arguments:
-            arguments.remove(command)
-            arguments[0] = command
+    for place, word in enumerate(arguments[1:], 1):  # words of `deploy`, wherever they stand
+        value = arguments[place - 1].startswith("--") and arguments[place - 1] != "--compose"
+        if arguments[0] == "deploy" and word in ("init", "status") and not value:
+            arguments = [word, *arguments[1:place], *arguments[place + 1 :]]
+            break
     options = parse(arguments)
     os.environ["PATH"] += ":/usr/sbin:/sbin"
     os.umask(0o022)  # the processes' user has to read what is built here
     app = slug()
     home = (options.home or Path("/srv", app)).absolute()
     compose = (home / "compose").exists() or getattr(options, "compose", False)
-    platform = (Compose if compose else Systemd)(app, home, options.user)
+    platform = (Compose if compose else Systemd)(app, home, getattr(options, "user", None))
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupted)
     try:
@@ -297,6 +280,9 @@ def main(arguments: list[str]) -> int:
     except (RefusedError, StepError) as error:
         say(f"refused: {error}")
         return 1
+    except OSError as error:  # a full disk, for one
+        say(f"failed: {error}; the same command finishes it, `deploy/rollback` undoes it")
+        return 4
     except KeyboardInterrupt:
         say("interrupted: the same command finishes it, `deploy/rollback` undoes it")
         return 130
@@ -311,11 +297,16 @@ def carry_out(platform: Releases, options: argparse.Namespace) -> int:
             raise RefusedError(
                 f"the releases in {platform.home} run with systemd; take another --home"
             )
-        say(f"fill {platform.init()}, then deploy")
+        there = (platform.home / "env").exists()
+        what = "is already there" if there else "is for you to fill"
+        say(f"{platform.init()} {what}; then deploy")
         return 0
+    if options.command == "deploy" and options.to is None:
+        must_be_checkout(options.source)
     if not (platform.home / "env").is_file():
+        where = f" --home {options.home}" if options.home else ""
         raise RefusedError(
-            f"{platform.home}/env is not there: `deploy/deploy init` makes it, for you to fill"
+            f"{platform.home}/env is not there: `deploy/deploy init{where}` makes it, fill it then"
         )
     if options.command == "status":
         return status(platform)
