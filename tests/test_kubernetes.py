@@ -69,11 +69,6 @@ def production(variants: dict[str, list[Object]]) -> list[Object]:
     return variants[PRODUCTION]
 
 
-@pytest.fixture
-def scaled(variants: dict[str, list[Object]]) -> list[Object]:
-    return variants[KEDA]
-
-
 # --- Valid ----------------------------------------------------------------------------------------
 
 
@@ -381,53 +376,3 @@ def test_policies_let_out_what_the_project_calls(
     objects = kustomize(project / "deploy/kubernetes" / PRODUCTION)
     (egress,) = (o["spec"]["egress"] for o in of_kind(objects, "NetworkPolicy") if name(o) != "web")
     assert ports(egress) == {53, 5432, port, 443}
-
-
-# --- KEDA -----------------------------------------------------------------------------------------
-
-
-def test_keda_alone_sets_the_number_of_workers(scaled: list[Object]) -> None:
-    targets = {}
-    for found in of_kind(scaled, "ScaledObject"):
-        spec = found["spec"]
-        targets[spec["scaleTargetRef"]["name"]] = spec
-        assert 1 <= spec["minReplicaCount"] < spec["maxReplicaCount"]
-        assert spec["minReplicaCount"] <= spec["fallback"]["replicas"] < spec["maxReplicaCount"]
-        down = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]["scaleDown"]
-        assert down["stabilizationWindowSeconds"] == 300
-    assert targets.keys() == {"worker-default", "worker-high", "worker-low"}
-    free = {each for each, found in workloads(scaled).items() if "replicas" not in found["spec"]}
-    assert free == targets.keys() | {name(job) for job in of_kind(scaled, "Job")}
-
-
-def test_keda_asks_for_a_metric_and_labels_that_are_printed(
-    project: Path, scaled: list[Object]
-) -> None:
-    source = (project / "probes/metrics.py").read_text()
-    jobs = source.partition("def of_jobs(")[2].partition("\ndef ")[0]
-    labels = set(ast.literal_eval(re.search(r"labels = (\[.*\])", jobs)[1]))
-    states = set(
-        re.findall(r"[A-Z]+ = \"(\w+)\"", (project / "durable_jobs/models.py").read_text())
-    )
-    for found in of_kind(scaled, "ScaledObject"):
-        counted = []
-        for trigger in found["spec"]["triggers"]:
-            query = trigger["metadata"]["query"]
-            (metric,) = set(re.findall(r"\w+(?={)", query))
-            assert f'GaugeMetricFamily("{metric}"' in jobs.replace("(\n        ", "(")
-            matchers = dict(re.findall(r'(\w+)=~?"([^"]*)"', query))
-            assert matchers.keys() <= labels
-            assert found["spec"]["scaleTargetRef"]["name"] == f"worker-{matchers['queue']}"
-            counted.append(set(matchers["state"].split("|")))
-            # when jobs cannot be counted the metric is missing: an error, and not zero jobs
-            assert trigger["metadata"]["ignoreNullValues"] == "false"
-            assert trigger["metadata"]["serverAddress"] == "http://prometheus.monitoring.svc:9090"
-        assert counted == [{"queued", "running"}, {"running"}]
-        assert {"queued", "running"} <= states
-        # as many workers as what runs needs
-        processes = container(workloads(scaled)[name(found)])["args"][3]
-        assert found["spec"]["triggers"][1]["metadata"]["threshold"] == processes
-
-
-def test_control_is_not_scaled_and_outlives_a_node(scaled: list[Object]) -> None:
-    assert workloads(scaled)["worker-control"]["spec"]["replicas"] == 2
