@@ -71,7 +71,8 @@ class Deploy:
         """
         file = self.platform.releases / release / ".tasks"
         if not file.exists():
-            file.write_text(self.ask(release, "tasks").strip().rpartition("\n")[2])
+            answer = self.ask(release, "tasks").strip().rpartition("\n")[2]
+            self.platform.note(release, file.name, answer)
         return file.read_text()
 
     def migrate(self) -> None:

@@ -91,9 +91,8 @@ CELERY_BROKER_URL=redis://:{password}@valkey:6379/0
         return [role for role, name, _ in restarting if name == release]
 
     def forget_others(self, release: str) -> None:
-        ended = self._listed(
-            "--all", "--filter", "status=exited"
-        )  # by itself: the loop, after its time
+        # By itself: the loop, after its time.
+        ended = self._listed("--all", "--filter", "status=exited")
         if others := [unit for _, name, unit in ended if name != release]:
             run("docker", "rm", *others)
 

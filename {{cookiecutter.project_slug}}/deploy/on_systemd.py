@@ -87,7 +87,7 @@ CELERY_BROKER_URL=redis://:password@127.0.0.1:6379/0
         for file in UNITS.glob(f"{self.app}-*@.service"):
             if self._role(file) not in roles:
                 file.unlink()
-        systemctl("daemon-reload")
+                systemctl("daemon-reload")
         for _, name, unit, state in self._listed():
             if name != release and state not in ALIVE:  # killed while it was ending
                 subprocess.run(["systemctl", "reset-failed", unit], capture_output=True)

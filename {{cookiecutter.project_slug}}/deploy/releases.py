@@ -64,13 +64,19 @@ DJANGO_BEHIND_PROXY=1
         """Raise StepError where a line of the settings cannot be one."""
         for number, line in enumerate((self.home / "env").read_text().splitlines(), 1):
             if line.strip() and not re.match(r"#|[A-Za-z_]\w*=", line):
-                name = line.split("=")[0].strip()[:40]
-                raise StepError(f"line {number} of {self.home}/env, `{name}`, is not NAME=value")
+                # not what it says, which may be a secret
+                raise StepError(f"line {number} of {self.home}/env is not NAME=value")
 
     def note_settings(self, release: str) -> None:
         """Note with which settings this release starts, unless some of it runs already."""
         if release not in self.all_running():
-            (self.releases / release / ".settings").write_text(self._settings())
+            self.note(release, ".settings", self._settings())
+
+    def note(self, release: str, name: str, text: str) -> None:
+        """Keep a text with a release: whole, or not at all."""
+        partial = self.releases / release / f"{name}.partial"
+        partial.write_text(text)
+        partial.rename(partial.with_suffix(""))
 
     def runs_with_other_settings(self, release: str) -> bool:
         """Tell whether something of this release runs, and was not started with these settings."""

@@ -3,7 +3,7 @@
   deploy/deploy [SOURCE]       deploy the commit that is checked out in SOURCE, or here
   deploy/deploy --to RELEASE   deploy a release that is already there
   deploy/rollback              undo a deploy that stopped half-way, else go to the release before
-  deploy/rollback --to RELEASE go to any that is there; as nothing is checked, it is always possible
+  deploy/rollback --to RELEASE go to any that is there, whatever the one that runs has sent
   deploy/deploy init           make the user, the folders and the file of settings
   deploy/deploy status         which releases there are, and what runs
   deploy/manage COMMAND ...    manage.py of the current release, with its settings
@@ -18,13 +18,12 @@ the one before runs again; 4 nor did that, see the output; 130 interrupted.
 
 import argparse
 import fcntl
-import math
 import os
 import re
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -33,6 +32,7 @@ from on_compose import Compose
 from on_systemd import Systemd
 from releases import Releases, StepError
 from source import RefusedError, must_be_checkout, wanted
+from worker import seconds
 
 KEPT = 5
 
@@ -249,14 +249,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     if options.command == "deploy" and options.to and options.name:
         parser.error("--to names a release that is there: it takes no --name")
     return options
-
-
-def seconds(text: str) -> float:
-    """Parse a positive number of seconds."""
-    with suppress(ValueError):
-        if 0 < (value := float(text)) < math.inf:
-            return value
-    raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
 
 
 def main(arguments: list[str]) -> int:

@@ -1,6 +1,7 @@
 """Run a Celery worker, and stop it without losing work.
 
-  python deploy/worker.py [--grace SECONDS] [--margin SECONDS] [--heartbeat FILE] [worker options]
+  python deploy/worker.py [--grace SECONDS] [--margin SECONDS] [--hang SECONDS] [--heartbeat FILE]
+                          [worker options]
   python deploy/worker.py check [-n NODE] [--heartbeat FILE] [--max-age SECONDS]
 
 The first form passes all other options to `celery -A config worker`. It stops in three steps:
@@ -264,6 +265,10 @@ def worker_command(arguments: list[str]) -> int:
     parser.add_argument(
         "--grace", type=seconds, default=grace, metavar="SECONDS", help="WORKER_GRACE_SECONDS or 60"
     )
+    hang = os.environ.get("WORKER_HANG_SECONDS") or "120"
+    parser.add_argument(
+        "--hang", type=seconds, default=hang, metavar="SECONDS", help="WORKER_HANG_SECONDS or 120"
+    )
     parser.add_argument("--margin", type=seconds, default=10.0, metavar="SECONDS", help="10")
     options, rest = parser.parse_known_args(arguments)
     if options.grace <= options.margin:
@@ -278,6 +283,7 @@ def worker_command(arguments: list[str]) -> int:
         prepare(heartbeat, private=not options.heartbeat)
     except OSError as error:
         parser.error(f"no place for the heartbeat, choose one with --heartbeat: {error}")
+    os.environ["WORKER_HANG_SECONDS"] = str(options.hang)  # config/liveness.py reads it
     node = ["-n", options.node] if options.node else []
     celery = [sys.executable, "-m", "celery", "-A", "config", "worker", *node, *rest]
     return run(celery, heartbeat.absolute(), options.grace, options.margin)

@@ -274,6 +274,7 @@ def inherit() -> None:
     ("options", "says"),
     [
         (["--grace", "soon"], "'soon' is not a positive number of seconds"),
+        (["--hang", "0"], "'0' is not a positive number of seconds"),
         (["--margin", "-1"], "'-1' is not a positive number of seconds"),
         (["--grace", "10"], "--grace (10) must be more than --margin (10)"),
         (["--heartbeat", "/no/such/folder/file"], "no place for the heartbeat"),
