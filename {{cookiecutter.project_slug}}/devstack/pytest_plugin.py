@@ -8,7 +8,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Generator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -46,14 +46,18 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> Generator[None
 def _own_folder(stack: ExitStack) -> Path:
     """Return a new folder. Runs beside this one have theirs; those of killed runs are removed."""
     DEV.mkdir(mode=0o700, exist_ok=True)
-    for folder in (DEV / "test").glob("*"):
-        if held := state.lock(folder):
-            state.sweep(folder)
-            shutil.rmtree(folder)
-            held.close()
+    if sweeping := state.lock(DEV / "test"):  # one at a time: they would remove the same folders
+        for folder in filter(Path.is_dir, (DEV / "test").iterdir()):
+            # A run that ends just now removes its own.
+            with suppress(FileNotFoundError):
+                if held := state.lock(folder):
+                    state.sweep(folder)
+                    shutil.rmtree(folder, ignore_errors=True)
+                    held.close()
+        sweeping.close()
     folder = DEV / "test" / uuid.uuid4().hex[:8]
     held = state.lock(folder)
     assert held, f"{folder} is somebody else's"
     stack.callback(held.close)
-    stack.callback(shutil.rmtree, folder)
+    stack.callback(shutil.rmtree, folder, ignore_errors=True)
     return folder

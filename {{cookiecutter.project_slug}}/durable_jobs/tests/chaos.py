@@ -94,11 +94,18 @@ class Storm:
                     self.wanted[arm] += 1
 
     def one(self) -> tuple[str, Worker] | None:
-        """Return a worker that works: it is up and not frozen."""
+        """Return a worker that works: it is up, not frozen and has begun a task.
+
+        Celery ends a worker when one of its children dies before its loop runs. That loses
+        nothing, but here is no supervisor that would start it again.
+        """
         able = [
             (name, worker)
             for name, worker in self.workers.items()
-            if name not in self.frozen and worker.process.poll() is None and worker.children()
+            if name not in self.frozen
+            and worker.process.poll() is None
+            and worker.children()
+            and "task_started" in worker.log.read_text()
         ]
         return self.random.choice(able) if able else None
 
@@ -166,8 +173,9 @@ class Storm:
     def settle(self) -> None:
         """No more faults: wait until every job is final. No worker may have ended by itself."""
         self.thaw(float("inf"))
-        assert all(worker.process.poll() is None for worker in self.workers.values())
-        assert self.loop.process.poll() is None
+        for process in (*self.workers.values(), self.loop):
+            ended = process.process.poll()
+            assert ended is None, f"{process.log.name} {ended}:\n{process.log.read_text()[-3000:]}"
         wait_until(lambda: not Job.objects.unfinished().exists(), SETTLE_SECONDS)
 
     def stop(self) -> None:
