@@ -41,6 +41,11 @@ MIGRATIONS = {
         " models.DateTimeField(auto_now_add=True))]\n",
     ),
 }
+NEVER_ROOT = """
+import os
+if os.geteuid() == 0:
+    raise SystemExit("code of a release runs as root")
+"""
 # uv, its downloads of this machine, and what it trusts
 TOOLS = {
     "PATH": "/opt/uv:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -292,6 +297,8 @@ DJANGO_SECURE_SSL_REDIRECT=0
 def systemd_site(folder: Path, seed: int) -> Iterator[SystemdSite]:
     """Yield a site on a fresh server; skip the test where there can be none."""
     source, uv = bake(folder)
+    with (source / "config/settings.py").open("a") as file:
+        file.write(NEVER_ROOT)
     cache = subprocess.run([uv, "cache", "dir"], capture_output=True, text=True, check=True)
     binds = (
         f"{source}:/srv/{APP}-source",

@@ -1,6 +1,7 @@
 """The image and `docker compose up` on a real engine: hardened, truthful, and losing no work."""
 
 import base64
+import json
 import secrets
 import shutil
 import subprocess
@@ -81,16 +82,26 @@ def stack(
     assert stack.leftovers() == ""
 
 
-def status(url: str, body: bytes | None = None, **headers: str) -> int:
-    """Return the status code that a GET, or with a body a POST, is answered with."""
+def ask(url: str, body: bytes | None = None, **headers: str) -> tuple[int, bytes]:
+    """Return the status code and the body that a GET, or with a body a POST, is answered with."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     opener.addheaders = list(headers.items())
     try:
         with opener.open(url, body, timeout=30) as answer:
-            return answer.status
+            return answer.status, answer.read()
     except urllib.error.HTTPError as error:
-        error.close()
-        return error.code
+        with error:
+            return error.code, error.read()
+
+
+def status(url: str, body: bytes | None = None, **headers: str) -> int:
+    return ask(url, body, **headers)[0]
+
+
+def verdicts(stack: Stack) -> tuple[int, dict[str, str]]:
+    """Return what a load balancer is told of the queues: the status code and each one's state."""
+    code, body = ask(stack.url("web", 8000) + "/healthz/queues")
+    return code, {name: found["state"] for name, found in json.loads(body)["queues"].items()}
 
 
 def secret(stack: Stack, name: str) -> str:
@@ -124,8 +135,8 @@ def test_note_written_in_the_browser_gets_its_copies(stack: Stack) -> None:
 
 
 def test_a_probe_goes_through_every_queue(stack: Stack) -> None:
-    queues = stack.url("web", 8000) + "/healthz/queues"
-    wait_for("a probe through every queue", 60, lambda: status(queues) == 200)
+    wait_for("a probe through every queue", 60, lambda: verdicts(stack)[0] == 200)
+    assert set(verdicts(stack)[1].values()) == {"ok"}
 
 
 def test_nothing_runs_as_root_or_can_gain_rights(stack: Stack) -> None:
@@ -220,6 +231,9 @@ def test_worker_that_hangs_is_unhealthy_until_it_goes_on(stack: Stack) -> None:
     stack.start_python("worker", SIGNAL_CELERY, "19")
     try:
         wait_for("bad health", HEARTBEAT_LIMIT + 20, lambda: stack.health("worker") == "unhealthy")
+        wait_for("an alarm", 60, lambda: verdicts(stack)[0] == 503)
+        states = verdicts(stack)[1]
+        assert (states["default"], states["control"]) == ("worker_stopped", "ok")
     finally:
         stack.start_python("worker", SIGNAL_CELERY, "18")
     wait_for("health", 30, lambda: stack.health("worker") == "healthy")
@@ -228,7 +242,6 @@ def test_worker_that_hangs_is_unhealthy_until_it_goes_on(stack: Stack) -> None:
 def test_broker_that_hangs_makes_web_not_ready_and_no_worker_unhealthy(stack: Stack) -> None:
     broker = next(name for name in BROKERS if name in stack.compose("ps", "--services").split())
     ready = stack.url("web", 8000) + "/healthz/ready"
-    queues = stack.url("web", 8000) + "/healthz/queues"
     wait_for("health", 60, lambda: stack.health("worker") == "healthy")
     assert status(ready) == 200
     stack.compose("pause", broker)
@@ -237,9 +250,10 @@ def test_broker_that_hangs_makes_web_not_ready_and_no_worker_unhealthy(stack: St
         until = time.monotonic() + HEARTBEAT_LIMIT + 10
         while time.monotonic() < until:
             assert stack.health("worker") == "healthy"
-        wait_for("an alarm", 60, lambda: status(queues) == 503)
+        wait_for("an alarm", 60, lambda: verdicts(stack)[0] == 503)
+        assert set(verdicts(stack)[1].values()) == {"broker_down"}
     finally:
         stack.compose("unpause", broker)
     wait_for("readiness", 60, lambda: status(ready) == 200)
-    wait_for("probes", 90, lambda: status(queues) == 200)
+    wait_for("probes", 90, lambda: verdicts(stack)[0] == 200)
     wait_for_copies(stack, write_note(stack, copies=4, seconds=0), 4, seconds=120)

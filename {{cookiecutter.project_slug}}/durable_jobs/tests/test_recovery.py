@@ -117,7 +117,8 @@ def test_a_task_that_kills_its_process_ends_dead_while_others_go_on(crew):
     assert "WorkerLostError" in error or "lost with its worker" in error
 
 
-def test_a_job_past_its_hard_time_limit_fails_the_attempt_and_says_so(crew):
+def test_a_job_past_its_hard_time_limit_fails_the_attempt_and_says_so(crew, monkeypatch):
+    monkeypatch.setitem(FAST, "LEASE", 60)  # the main process says so, not the loop
     crew(all=EVERYTHING)
     job = tasks.hang.delay()
     wait_until(lambda: state_of(job) == State.DEAD, 40)
