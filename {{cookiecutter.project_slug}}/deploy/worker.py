@@ -9,7 +9,8 @@ The first form passes all other options to `celery -A config worker`. It stops i
   SIGTERM, SIGINT or SIGHUP     tasks that run may end; no new ones are taken
   `margin` before `grace` ends  what still runs is handed back to the broker and starts again from
                                 its beginning elsewhere; so does a second signal, or SIGQUIT
-  `margin` later                whatever is left is killed; so does a third signal
+  `margin` later                whatever is left is killed, after it has written where it hangs; so
+                                does a third signal
 
 `check` exits with 1 when the main process of the worker hangs or is gone; a broker that is away
 does not count. With the file of BEAT_HEARTBEAT_FILE it checks beat. The exit code of a worker is
@@ -45,7 +46,7 @@ from typing import NoReturn
 PROJECT = Path(__file__).resolve().parent.parent
 STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 PASSED_ON = (signal.SIGUSR1, signal.SIGUSR2)  # Celery's: print all stacks, open the debugger
-RUNNING, WARM, COLD, KILLED = range(4)
+RUNNING, WARM, COLD, STUCK, KILLED = range(5)
 # One wish may arrive twice: from the terminal, and from a runner that the terminal signalled too.
 SAME_WISH_SECONDS = 0.5
 PR_SET_PDEATHSIG = 1
@@ -57,7 +58,8 @@ class Stop:
     def __init__(self, pid: int, grace: float, margin: float) -> None:
         """`pid` leads a session and process group of its own."""
         self.pid = pid
-        self.patience = {WARM: grace - margin, COLD: margin, KILLED: math.inf}
+        last = min(2, margin / 4)  # enough to write where it hangs
+        self.patience = {WARM: grace - margin, COLD: margin - last, STUCK: last, KILLED: math.inf}
         self.stage = RUNNING
         self.since = -math.inf
         self.deadline = math.inf
@@ -70,6 +72,7 @@ class Stop:
         number, wish = {
             WARM: (signal.SIGTERM, f"running tasks may end, for {self.patience[WARM]:g} s"),
             COLD: (signal.SIGQUIT, "handing back what still runs"),
+            STUCK: (signal.SIGUSR1, "it does not end; this is where it hangs"),
             KILLED: (signal.SIGKILL, "killing the worker"),
         }[self.stage]
         say(f"{why}: {wish}")
@@ -83,9 +86,9 @@ class Stop:
         if number in PASSED_ON:
             os.kill(self.pid, number)
         elif number == signal.SIGQUIT:
-            self.ask(max(self.stage + 1, COLD), name)
+            self.ask(KILLED if self.stage >= COLD else COLD, name)
         elif number in STOP and time.monotonic() > self.since + SAME_WISH_SECONDS:
-            self.ask(self.stage + 1, name)
+            self.ask(KILLED if self.stage >= COLD else self.stage + 1, name)
 
     def on_time(self) -> None:
         """Go on when this stage has taken too long."""

@@ -1,6 +1,6 @@
 """Durable jobs for Django and Celery: no `.delay()` is lost, none takes effect twice in it.
 
-    .delay() -> task.py -> enqueue.py: one row in the caller's transaction (models.py)
+    .delay() -> task.py -> enqueue.py: one row in the caller's transaction (models.py, values.py)
                                | after commit, publisher.py: a hint, which may be lost
                                v
     worker.py -> slices.py: claim by id -> run.py: run, finish     heartbeat.py: renews the leases

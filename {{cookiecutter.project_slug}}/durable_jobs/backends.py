@@ -26,11 +26,12 @@ from django.core.exceptions import SuspiciousOperation
 from django.utils import timezone
 from django.utils.module_loading import import_string
 
-from durable_jobs import identity, run
+from durable_jobs import identity
 from durable_jobs.ids import uuid7
 from durable_jobs.models import Job
 from durable_jobs.slices import NOTHING
 from durable_jobs.task import JobTask
+from durable_jobs.values import describe
 
 if TYPE_CHECKING or django.VERSION >= (6,):
     from django.tasks import TaskContext, TaskResult, TaskResultStatus
@@ -263,7 +264,7 @@ def settle(result: TaskResult, value: Any) -> None:
         update(result, _return_value=value)
         return
     path = f"{type(value).__module__}.{type(value).__qualname__}"
-    result.errors.append(TaskError(exception_class_path=path, traceback=f"{run.describe(value)}\n"))
+    result.errors.append(TaskError(exception_class_path=path, traceback=f"{describe(value)}\n"))
     update(result, status=TaskResultStatus.FAILED)
 
 

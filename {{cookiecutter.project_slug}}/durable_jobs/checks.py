@@ -156,6 +156,14 @@ def check_celery() -> list[Message]:
             )
         ]
     found = [*check_loop(app), *check_tasks(app)]
+    if app.conf.task_protocol != 2:
+        found.append(
+            checks.Error(
+                f"CELERY_TASK_PROTOCOL is {app.conf.task_protocol}: no durable task can be called.",
+                hint="Leave it at 2, its default.",
+                id="durable_jobs.E011",
+            )
+        )
     if not getattr(settings, "CELERY_DB_REUSE_MAX", None):
         found.append(
             checks.Warning(

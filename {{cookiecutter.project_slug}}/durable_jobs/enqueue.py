@@ -5,7 +5,7 @@
 "publishes" into the table. What they added stays with the row, through delays and retries.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, Self
 from uuid import UUID
 
+from celery import current_app
 from django.contrib.contenttypes.models import ContentType
 from django.db import connections, models, transaction
 from kombu.utils.json import dumps
@@ -47,7 +48,6 @@ OWN_HEADERS = frozenset(
         "stamps",
     ]
 )
-KEY_MAX_CHARS = 200
 COLUMNS = "id task args kwargs queue options key owner_type_id owner_id max_attempts state due_at"
 
 
@@ -122,6 +122,8 @@ class RowProducer:
 
     def publish(self, body: Any, **properties: Any) -> None:
         headers = properties["headers"]
+        if "task" not in headers:  # an event that says of it; there is no message to speak of yet
+            return
         self.call.queue = queue_name(properties)
         self.call.options |= call_options(headers, properties)
         self.call.insert()
@@ -131,15 +133,21 @@ class TemplateProducer(RowProducer):
     """Only learns what Celery would publish: queue and headers for many rows at once."""
 
     def publish(self, body: Any, **properties: Any) -> None:
-        self.call.queue = queue_name(properties)
-        self.call.options = call_options(properties["headers"], properties)
+        if "task" in properties["headers"]:
+            self.call.queue = queue_name(properties)
+            self.call.options |= call_options(properties["headers"], properties)
 
 
 def queue_name(properties: Mapping[str, Any]) -> str:
     """Return the queue of a routed call; a hint must find its way again a day later."""
-    for queue in properties.get("declare") or ():
-        return str(queue.name)
-    return str(properties["routing_key"])
+    declared = next(iter(properties.get("declare") or ()), None)
+    if declared and declared.routing_key == properties["routing_key"]:
+        return str(declared.name)
+    way = properties.get("exchange"), properties["routing_key"]
+    for queue in current_app.amqp.queues.values():  # one that was named by its exchange
+        if (queue.exchange.name, queue.routing_key) == way:
+            return str(queue.name)
+    return str(declared.name if declared else properties["routing_key"])
 
 
 def call_options(headers: Mapping[str, Any], properties: Mapping[str, Any]) -> dict[str, Any]:
@@ -164,43 +172,6 @@ def owner_columns(owner: models.Model | None) -> tuple[int | None, str | None]:
     return ContentType.objects.get_for_model(owner).pk, str(owner.pk)
 
 
-def checked_key(task: str, key: str | None) -> str | None:
-    """Return the key, or say what is wrong with it."""
-    if key is not None and not 0 < len(key) <= KEY_MAX_CHARS:
-        raise ValueError(f"{task}: a key has 1 to {KEY_MAX_CHARS} characters, this one {len(key)}.")
-    return key
-
-
-def encode(task: str, value: Any) -> str:
-    """Return the arguments as JSON, or say what is wrong while the caller can still act."""
-    if model := next((item for item in _leaves(value) if isinstance(item, models.Model)), None):
-        name = type(model).__name__.lower()
-        raise TypeError(
-            f"{task} was given a {type(model).__name__} instance. The worker would see an old copy "
-            f"of it: pass {name}.pk and read it in the task."
-        )
-    try:
-        text = str(dumps(value))
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{task}: arguments must be JSON: {error}") from error
-    if len(text) > conf.ARGS_MAX_BYTES:
-        raise ValueError(
-            f"{task}: {len(text)} bytes of arguments, more than ARGS_MAX_BYTES "
-            f"({conf.ARGS_MAX_BYTES}). Store the data and pass its key."
-        )
-    return text
-
-
-def _leaves(value: Any) -> Iterable[Any]:
-    if isinstance(value, Mapping):
-        value = value.values()
-    elif not isinstance(value, list | tuple | set):
-        yield value
-        return
-    for item in value:
-        yield from _leaves(item)
-
-
 class _Commit(list[Hint]):
     """The hints of one transaction, or of one savepoint of it."""
 
@@ -211,12 +182,12 @@ class _Commit(list[Hint]):
 def hint_on_commit(hints: Sequence[Hint], delay: float = 0) -> None:
     """Hand hints to the publisher after the commit, with one callback per transaction."""
     connection = connections[conf.DATABASE]
-    if delay > 0:
-        later = partial(publisher.later, hints, delay)
-        transaction.on_commit(later, using=conf.DATABASE, robust=True)
-        return
+    send = partial(publisher.later, hints, delay) if delay > 0 else partial(publisher.send, hints)
     if not connection.in_atomic_block:
-        publisher.send(hints)
+        send()
+        return
+    if delay > 0:
+        transaction.on_commit(send, using=conf.DATABASE, robust=True)
         return
     if connection.run_on_commit:
         savepoints, callback = connection.run_on_commit[-1][:2]

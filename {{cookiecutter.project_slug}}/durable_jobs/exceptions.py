@@ -11,6 +11,10 @@ class LeaseLost(Exception):  # noqa: N818
     """The job was cancelled, deleted or given to another worker; this run writes nothing more."""
 
 
+class NotYet(Exception):  # noqa: N818
+    """The task found that it is too early: the pause in seconds, and why."""
+
+
 class JobDead(Exception):  # noqa: N818
     """Raised by `.get()` of a dead job: its error text."""
 

@@ -43,15 +43,15 @@ class JobQuerySet(models.QuerySet["Job"]):
     def retry(self, spread: float = 0) -> int:
         """Give dead and cancelled jobs a new budget, and end the pause of those that back off.
 
-        They start spread over that many seconds. A job whose key is held by a live one stays as it
-        is: that one does its work.
+        They start spread over that many seconds, also those that have expired. A job whose key is
+        held by a live one stays as it is: that one does its work.
         """
         start = dialect.spread(spread) if spread else Now()
         paused = self.filter(state=Job.State.SCHEDULED, attempts__gt=0).order_by()
         # The states once more: a row may have changed while the update waited for its lock.
         hurried = Job.objects.filter(
             pk__in=paused.values("pk"), state=Job.State.SCHEDULED, attempts__gt=0
-        ).update(due_at=start)
+        ).update(due_at=start, expires_at=None)
         taken = Job.objects.unfinished().filter(
             task=models.OuterRef("task"), key=models.OuterRef("key")
         )
@@ -69,6 +69,7 @@ class JobQuerySet(models.QuerySet["Job"]):
             state=Job.State.SCHEDULED,
             due_at=start,
             finished_at=None,
+            expires_at=None,
             attempts=0,
             dirty=False,
         )

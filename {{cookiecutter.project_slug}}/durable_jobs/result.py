@@ -12,7 +12,9 @@ from celery.backends.base import DisabledBackend
 from celery.exceptions import TaskRevokedError
 from celery.exceptions import TimeoutError as ResultTimeout
 from celery.result import AsyncResult, assert_will_not_block
+from kombu.utils.json import dumps
 
+from durable_jobs import dialect
 from durable_jobs.exceptions import JobDead
 from durable_jobs.ids import row_id
 from durable_jobs.models import Job
@@ -27,6 +29,11 @@ STATES = {
 }
 POLL_SECONDS = 0.02
 POLL_MAX_SECONDS = 0.5
+
+
+def _value(stored: Any) -> Any:
+    """Return a result as it was, with the dates and decimals that JSON has no words for."""
+    return dialect.decode(dumps(stored)) if isinstance(stored, dict | list) else stored
 
 
 class JobResult(AsyncResult):
@@ -46,7 +53,7 @@ class JobResult(AsyncResult):
         return {
             "task_id": self.id,
             "status": state,
-            "result": JobDead(job.error) if state == states.FAILURE else job.result,
+            "result": JobDead(job.error) if state == states.FAILURE else _value(job.result),
             "traceback": job.error or None,
             "date_done": job.finished_at,
             "retries": max(job.attempts - 1, 0),

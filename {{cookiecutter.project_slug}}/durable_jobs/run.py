@@ -6,25 +6,24 @@ task's exception when the job is dead, Ignore when the job is no longer this run
 
 import logging
 import random
-import threading
 import time
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext, suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from celery.exceptions import Ignore, Reject, Retry
 from django.db import transaction
-from kombu.utils.json import dumps
 
 from durable_jobs import dialect, statements
 from durable_jobs.conf import conf
-from durable_jobs.exceptions import LeaseLost, Permanent
+from durable_jobs.connection import autocommit_again, seen_by_others
+from durable_jobs.current import NOBODY
+from durable_jobs.exceptions import LeaseLost, NotYet, Permanent
 from durable_jobs.heartbeat import finish, heartbeat, still_mine
-from durable_jobs.ids import row_id
+from durable_jobs.ids import row_id, uuid7
 from durable_jobs.publisher import publisher
+from durable_jobs.values import UNBOUNDED, describe, storable, to_json
 
 if TYPE_CHECKING:
     from durable_jobs.models import JobQuerySet
@@ -32,32 +31,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger("durable_jobs.run")
 # A changed signature is a deployment in progress: the job waits for the worker that knows it.
 MISFIT_SECONDS = 60.0
-_here = threading.local()
-
-
-def current(task_id: str | None) -> "Run | None":
-    """Return the run of this thread, if that is what `task_id` names."""
-    mine: Run | None = getattr(_here, "run", None)
-    return mine if mine is not None and str(mine.id) == task_id else None
-
-
-@contextmanager
-def running(mine: "Run") -> Iterator[None]:
-    """Make it the current run of this thread."""
-    _here.run = mine
-    try:
-        yield
-    finally:
-        _here.run = None
 
 
 def unclaimed(task: Any) -> "Run":
     """Return what `self.job` is in a direct call and in eager mode: nothing is written."""
-    return Run(task, row_id(task.request.id or str(UUID(int=0))), token=0, attempts=1)
-
-
-class NotYet(Exception):  # noqa: N818
-    """The task found that it is too early: the pause in seconds, and why."""
+    request = task.request_stack.top
+    if request is None:  # a thread that the task has started
+        return Run(task, NOBODY, token=0, attempts=1)
+    called = vars(request).setdefault("durable_jobs_call", uuid7())
+    return Run(task, row_id(request.id) if request.id else called, token=0, attempts=1)
 
 
 class Run:
@@ -92,17 +74,32 @@ class Run:
         self.reported = 0.0
         # What self.retry() asked for.
         self.asked: Retry | None = None
-        self.replacement: tuple[Any, Any] = (None, None)
+        self.replacement: list[str | None] = [None, None]
+        self.queue: str | None = None
+        self.ignored: Ignore | None = None
         self.raised_limit = 0
-        self.final = False
+        self.final = self.done = False
 
     def __str__(self) -> str:
         return f"{self.task.name}[{self.id}] attempt {self.attempts}"
 
     @property
     def idempotency_key(self) -> str:
-        """The same for every attempt: give it to the system that must not act twice."""
+        """The same for every attempt: give it to the system that must not act twice.
+
+        Raises RuntimeError in a thread that the task has started: hand it over.
+        """
+        if self.id == NOBODY:
+            told = "this thread is not the job's own: read the key in the task, and hand it over"
+            raise RuntimeError(f"{self.task.name}: {told}")
         return f"job-{self.id}"
+
+    def retries(self, task: Any) -> int | None:
+        """Return how many retries the call, or else the task, allows; None is no limit."""
+        if self.max_attempts == task.max_attempts:
+            limit: int | None = task.max_retries
+            return limit
+        return None if self.max_attempts >= UNBOUNDED else self.max_attempts - 1
 
     def checkpoint(self, done: int, total: int, message: str = "") -> None:
         """Tell how far the task is; raises LeaseLost when the job is no longer this run's.
@@ -110,7 +107,7 @@ class Run:
         Written by the heartbeat thread within a second, outside the task's own transaction.
         """
         self.progress = max(0, min(100, 100 * done // total if total else 0))
-        self.message = message[:200]
+        self.message = storable(message)[:200]
         if self.lost:
             raise LeaseLost(f"{self} was cancelled or given to another worker")
         if self.claimed:
@@ -122,7 +119,9 @@ class Run:
         Call it first. Waiting uses up no attempt; and since every job ends, dead if need be, so
         does the waiting: what the ends were is for the task to look at.
         """
-        if self.claimed and (left := jobs.unfinished().exclude(pk=self.id).count()):
+        # Of two jobs of one task only the older waits for the other.
+        others = jobs.unfinished().exclude(task=self.task.name, pk__lte=self.id)
+        if self.claimed and (left := others.count()):
             raise NotYet(pause, f"waits for {left} jobs")
 
     def perform(self, args: Any, kwargs: Any) -> Any:
@@ -130,18 +129,17 @@ class Run:
         self.entered = True
         try:
             self._check_signature(args, kwargs)
-            if not self.task.atomic:
-                return self._succeed(self.task.run(*args, **kwargs))
-            with transaction.atomic(using=conf.DATABASE):
-                return self._succeed(self.task.run(*args, **kwargs))
+            whole = transaction.atomic(using=conf.DATABASE) if self.task.atomic else nullcontext()
+            with whole:
+                value = self._succeed(self._body(args, kwargs))
+                self.done = True
         except LeaseLost as error:
             logger.warning("durable_jobs: %s", error)
             raise Ignore(str(error)) from error
         except NotYet as early:
             self._give_back(*early.args)
             raise Ignore(str(early)) from early
-        except Ignore:
-            self._succeed(None)
+        except Ignore:  # not the task's: it does not fit this worker
             raise
         except Reject as reject:
             if reject.requeue:
@@ -159,6 +157,31 @@ class Run:
             if state == "dead":
                 raise
             raise Retry(f"attempt {self.attempts} failed: {error!r}", error, delay) from error
+        if self.ignored:  # what it wrote is committed, and Celery is to say nothing more
+            raise self.ignored
+        return value
+
+    def _body(self, args: Any, kwargs: Any) -> Any:
+        """Run the task's own code; with `raise Ignore()` it is done."""
+        try:
+            return self.task.run(*args, **kwargs)
+        except Ignore as ignored:
+            self.ignored = ignored
+            return None
+        finally:
+            autocommit_again()
+
+    def not_entered(self, outcome: Any) -> None:
+        """Write a failed attempt when the body was never reached: nobody else will."""
+        error = getattr(outcome, "exception", None)
+        if error is None:
+            self.final = True  # the next attempt would go the same way
+            error = RuntimeError(
+                f"{type(self.task).__name__}.__call__ ran the task itself, so nobody knows how it"
+                " ended: call super().__call__(*args, **kwargs) there, not self.run()"
+            )
+        with suppress(Ignore):  # it is not this run's any more
+            self._fail(error)
 
     def _check_signature(self, args: Any, kwargs: Any) -> None:
         try:
@@ -172,7 +195,8 @@ class Run:
     def _succeed(self, value: Any) -> Any:
         if self.asked:  # self.retry(throw=False)
             raise self.asked
-        kept = None if self.task.ignore_result else self._json(value)
+        ignored = self.task.ignore_result or self.options.get("ignore_result")
+        kept = None if ignored else self._json(value)
         if self.shared and kept is None and not self.task.atomic:
             self.ending = True
             heartbeat.finish_later(self)
@@ -194,7 +218,7 @@ class Run:
 
     def _json(self, value: Any) -> Any:
         try:
-            dumps(value)
+            to_json(value)
         except (TypeError, ValueError) as error:
             self.final = True  # another attempt would do the work again and return the same
             text = f"it returned what is not JSON (ignore_result=True keeps nothing): {error}"
@@ -210,7 +234,7 @@ class Run:
             if finish([self], result, statement=statements.FINISH_FREE):
                 return True
             if not still_mine([self]):
-                return False
+                return seen_by_others(self)  # deleted or cancelled by itself, if they still see it
             time.sleep(0.05)
         raise NotYet(1.0, "its row was locked by another transaction when it ended")
 
@@ -228,10 +252,14 @@ class Run:
             max_attempts=self.raised_limit,
             delay=seconds,
             eta=eta,
-            args=None if args is None else dumps(args),
-            kwargs=None if kwargs is None else dumps(kwargs),
+            args=args,
+            kwargs=kwargs,
+            queue=self.queue,
         )
         if not found:
+            # A function of on_commit has raised, or nobody wants to know: it was cancelled.
+            log = logger.error if self.done else logger.info
+            log("durable_jobs: %s failed when its job was over", self, exc_info=error)
             raise Ignore(f"{self} had lost its lease when it failed: {error!r}") from error
         if found[0].state == "queued":
             publisher.send(found)
@@ -254,12 +282,6 @@ class Run:
     def _give_back(self, delay: float, error: str | None) -> None:
         while not give_back([self], delay, error) and still_mine([self]):
             time.sleep(0.1)  # its row is locked by another transaction
-
-
-def describe(error: BaseException) -> str:
-    """Return the traceback, its end kept: that is where the error stands."""
-    text = "".join(traceback.format_exception(error)).strip()
-    return text[-conf.ERROR_MAX_CHARS :]
 
 
 def give_back(runs: list[Run], delay: float = 0, error: str | None = None) -> bool:

@@ -21,10 +21,11 @@ from kombu.utils.json import dumps
 from durable_jobs import dialect, identity, statements
 from durable_jobs.adopt import adopt, hand_back
 from durable_jobs.conf import conf
+from durable_jobs.current import running
 from durable_jobs.dialect import Hint
 from durable_jobs.heartbeat import heartbeat
 from durable_jobs.publisher import publisher
-from durable_jobs.run import Run, give_back, running
+from durable_jobs.run import Run, give_back
 
 logger = logging.getLogger("durable_jobs.slices")
 # How long after its last job a worker counts as busy, and how many jobs it may know ahead.
@@ -147,7 +148,10 @@ class Slice:
         begin = time.monotonic()
         try:
             with running(mine):
-                return self.tracer(str(mine.id), mine.args, mine.kwargs, self._request(mine))
+                outcome = self.tracer(str(mine.id), mine.args, mine.kwargs, self._request(mine))
+                if not mine.entered:
+                    mine.not_entered(outcome.retval)
+                return outcome
         finally:
             if not mine.ending:
                 heartbeat.drop(mine)

@@ -27,8 +27,19 @@ UPSERT = f"""{INSERT}{ON_KEY}
   state = CASE WHEN {_WAITS} THEN excluded.state ELSE {T}.state END,
   due_at = CASE WHEN {_WAITS} THEN <least>({T}.due_at, excluded.due_at) ELSE {T}.due_at END
 RETURNING id"""
-# No overlap wanted: the live job is left as it is, but its id is the answer.
-UPSERT_ONCE = f"{INSERT}{ON_KEY} key = excluded.key RETURNING id"
+# No overlap wanted: the live job is left as it is, but its id is the answer. One that has expired
+# without having run makes room.
+_PAST = f"{T}.state <> 'running' AND {T}.expires_at <= <now>"
+_ANEW = "args kwargs expires_at state due_at queued_at attempts"
+UPSERT_ONCE = (
+    INSERT
+    + ON_KEY
+    + ", ".join(
+        f"{column} = CASE WHEN {_PAST} THEN excluded.{column} ELSE {T}.{column} END"
+        for column in _ANEW.split()
+    )
+    + " RETURNING id"
+)
 ADOPT = f"{INSERT} ON CONFLICT DO NOTHING"
 
 # A job that crashed before is claimed alone: it must not take the jobs beside it down again.
@@ -93,7 +104,8 @@ UPDATE {T} SET
   args = CASE WHEN dirty THEN args ELSE COALESCE(%(args)s, args) END,
   kwargs = CASE WHEN dirty THEN kwargs ELSE COALESCE(%(kwargs)s, kwargs) END,
   error = %(error)s"""
-FAIL = f"{_FAIL.replace('<delay>', '<soon delay %(eta)s>')} WHERE {_MINE} RETURNING {HINT}"
+_FAIL_MINE = _FAIL.replace("<delay>", "<soon delay %(eta)s>")
+FAIL = f"{_FAIL_MINE}, queue = COALESCE(%(queue)s, queue) WHERE {_MINE} RETURNING {HINT}"
 # A killed child: its first loss is repaired at once, a job that kills one after another slows down.
 FAIL_WORKER = f"""{_FAIL.replace("<delay>", "<lost delay>")}
  WHERE id <those>SELECT id FROM {T} WHERE worker = %(worker)s AND state = 'running'
@@ -117,7 +129,8 @@ WITH due AS MATERIALIZED (
   SELECT id FROM {T} WHERE due_at <= <now> ORDER BY due_at LIMIT %(limit)s <skip locked>)
 UPDATE {T} SET
   state = CASE WHEN {_LATE} THEN 'cancelled' WHEN {_DEAD} THEN 'dead' ELSE 'queued' END,
-  error = CASE WHEN {_LATE} THEN 'expired before it started'
+  error = CASE WHEN {_LATE} AND error = '' THEN 'expired before it started'
+               WHEN {_LATE} THEN 'expired before its next attempt; of the last one: ' || error
                WHEN state = 'running' THEN 'lost with its worker ' || worker ELSE error END,
   finished_at = CASE WHEN {_LATE} OR {_DEAD} THEN <now> END,
   attempts = CASE WHEN {_SPENT} AND dirty THEN 0 ELSE attempts END,

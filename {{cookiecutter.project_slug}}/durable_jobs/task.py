@@ -5,6 +5,7 @@ taken from it: publishing (enqueue.py), the message's arguments (run.py reads th
 retries and results.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any, NoReturn
@@ -14,27 +15,28 @@ from celery.contrib.django.task import DjangoTask
 from celery.exceptions import Retry
 from celery.utils.functional import head_from_fun
 from django.db import models
-from django.utils import timezone
 
-from durable_jobs import run, slices, worker  # noqa: F401 - worker connects its signals
+from durable_jobs import current, run, slices, worker  # noqa: F401 - worker connects its signals
 from durable_jobs.canvas import JobSignature
 from durable_jobs.conf import conf
-from durable_jobs.enqueue import (
-    Call,
-    RowProducer,
-    TemplateProducer,
-    checked_key,
-    encode,
-    insert_many,
-)
+from durable_jobs.enqueue import Call, RowProducer, TemplateProducer, insert_many
 from durable_jobs.exceptions import Unsupported
 from durable_jobs.ids import row_id, uuid7
 from durable_jobs.result import JobResult
+from durable_jobs.values import (
+    UNBOUNDED,
+    attempts,
+    checked_key,
+    encode,
+    given,
+    instant,
+    merged,
+    span,
+)
 
+logger = logging.getLogger("durable_jobs.task")
 CANVAS = ("link", "link_error", "chain", "chord", "group_id")
 OF_TEMPLATE = ("queue", "options", "delay", "eta", "expires", "expires_at", "max_attempts")
-# As many as a row can hold: the statements take it for no limit at all.
-UNBOUNDED = 32_767
 Tracer = Callable[..., Any]
 
 
@@ -64,12 +66,12 @@ class JobTask(DjangoTask):
     def on_bound(cls, app: Any) -> None:
         """Settle attempts, and switch off what a wake-up hint must not do."""
         if not cls.name.startswith("celery."):
-            given = next(vars(c)["max_retries"] for c in cls.__mro__ if "max_retries" in vars(c))
+            retries = next(vars(c)["max_retries"] for c in cls.__mro__ if "max_retries" in vars(c))
             explicit = any(
                 "max_retries" in vars(c) for c in cls.__mro__[: cls.__mro__.index(JobTask)]
             )
             if cls.max_attempts is None:
-                cls.max_attempts = _attempts(given if explicit else conf.MAX_ATTEMPTS - 1)
+                cls.max_attempts = attempts(retries if explicit else conf.MAX_ATTEMPTS - 1)
             if not explicit:
                 cls.max_retries = cls.max_attempts - 1
             # Late, so that a busy worker does not hoard hints an idle one could take; a redelivered
@@ -101,14 +103,14 @@ class JobTask(DjangoTask):
         return slices.trace(self, self._tracer, uuid, args, kwargs, request)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if (mine := run.current(self.request.id)) and not mine.entered:
+        if (mine := current.current(self.request.id)) and not mine.entered:
             return mine.perform(args, kwargs)
         return super().__call__(*args, **kwargs)
 
     @property
     def job(self) -> "run.Run":
         """The job being run: id, key for idempotency, fencing token, `checkpoint()`."""
-        return run.current(self.request.id) or run.unclaimed(self)
+        return current.of(self) or run.unclaimed(self)
 
     def AsyncResult(self, task_id: str, **kwargs: Any) -> Any:  # noqa: N802 - Celery's name
         if not self.durable:
@@ -142,9 +144,12 @@ class JobTask(DjangoTask):
         call.owner = owner
         call.max_attempts = self._budget(max_attempts)
         self._timing(call, options)
-        # Celery's own rendering of the arguments costs more than the insert, and its retries of a
-        # publication have a connection to repair.
+        if options.get("ignore_result"):
+            call.options["ignore_result"] = True
+        # Celery's own rendering of the arguments costs more than the insert, its retries of a
+        # publication have a connection to repair, and a result backend would be asked for its part.
         options |= {"argsrepr": call.args, "kwargsrepr": call.kwargs, "retry": False}
+        options["ignore_result"] = True
         super().apply_async(
             args, kwargs, str(call.id), RowProducer(call), None, None, shadow, **options
         )
@@ -174,18 +179,21 @@ class JobTask(DjangoTask):
         """
         self._refuse(**options)
         if self._get_app().conf.task_always_eager:
-            return [UUID(self.apply_async(*_given(item), **options).id) for item in calls]
+            return [UUID(self.apply_async(*given(item), **options).id) for item in calls]
         written: list[Call] = []
         template = Call(self.name, self._budget(max_attempts), uuid7())
-        options["countdown"] = countdown
+        if options.get("ignore_result"):
+            template.options["ignore_result"] = True
+        options |= {"countdown": countdown, "ignore_result": True}
         self._timing(template, options)
         for item in calls:
-            given = _given(item)
+            args, kwargs = given(item)
             if not written:
-                super().apply_async(*given, str(template.id), TemplateProducer(template), **options)
+                producer = TemplateProducer(template)
+                super().apply_async(args, kwargs, str(template.id), producer, **options)
             elif self.typing:
-                self.__header__(*given[0], **given[1])
-            call = self._call(*given)
+                self.__header__(*args, **kwargs)
+            call = self._call(args, kwargs)
             for name in OF_TEMPLATE:
                 setattr(call, name, getattr(template, name))
             call.key = checked_key(self.name, key(item) if key else self.key)
@@ -204,20 +212,31 @@ class JobTask(DjangoTask):
         max_retries: int | None = None,
         **options: Any,
     ) -> Retry:
-        """As in Celery: run again later, unless `max_retries` is used up; the same row."""
-        mine = run.current(self.request.id)
+        """As in Celery: run again later, unless `max_retries` is used up; the same row.
+
+        Of the call's other options only `queue` can be changed.
+        """
+        mine = current.of(self)
         if mine is None:
             return super().retry(args, kwargs, exc, throw, eta, countdown, max_retries, **options)
         self._refuse(**options)
-        limit = self.max_retries if max_retries is None else max_retries
+        mine.queue = options.pop("queue", None)
+        if options:
+            logger.warning(
+                "durable_jobs: retry of %s keeps the call's %s", mine, ", ".join(options)
+            )
+        limit = mine.retries(self) if max_retries is None else max_retries
         if limit is not None and mine.attempts > limit:
             mine.final = True
             self._give_up(exc, limit)
         if eta is None and countdown is None:
             countdown = self.default_retry_delay
-        mine.asked = Retry(exc=exc, when=eta or countdown)
-        mine.replacement = args, kwargs
-        mine.raised_limit = _attempts(limit)
+        args, kwargs = merged(self.run, (mine.args, mine.kwargs), args, kwargs)
+        mine.asked = Retry(exc=exc, when=instant(eta) or span(self.name, "countdown", countdown))
+        mine.replacement = [
+            None if new is None else encode(self.name, new) for new in (args, kwargs)
+        ]
+        mine.raised_limit = attempts(limit)
         if throw:
             raise mine.asked
         return mine.asked
@@ -262,35 +281,19 @@ class JobTask(DjangoTask):
             options={"via": self.via} if self.via else {},
         )
 
-    def _budget(self, attempts: int | None) -> int:
-        attempts = self.max_attempts if attempts is None else attempts
-        if attempts is None or not 0 < attempts <= UNBOUNDED:
-            raise ValueError(f"{self.name}: max_attempts is a number from 1, not {attempts}.")
-        return attempts
+    def _budget(self, limit: int | None) -> int:
+        limit = self.max_attempts if limit is None else limit
+        if limit is None or not 0 < limit <= UNBOUNDED:
+            raise ValueError(f"{self.name}: max_attempts is a number from 1, not {limit}.")
+        return limit
 
     def _timing(self, call: Call, options: dict[str, Any]) -> None:
         """Move the times from the message's options to the row's timer."""
-        call.delay = options.pop("countdown", None) or 0
-        call.eta = _instant(options.pop("eta", None))
+        call.delay = span(self.name, "countdown", options.pop("countdown", None))
+        call.eta = instant(options.pop("eta", None))
         expires = options.pop("expires", self.expires)
         options["expires"] = None
         if isinstance(expires, int | float):
-            call.expires = expires
+            call.expires = span(self.name, "expires", expires)
         else:
-            call.expires_at = _instant(expires)
-
-
-def _given(item: Iterable[Any] | Mapping[str, Any]) -> tuple[Any, Any]:
-    return ((), item) if isinstance(item, Mapping) else (tuple(item), {})
-
-
-def _attempts(retries: int | None) -> int:
-    return UNBOUNDED if retries is None else min(retries + 1, UNBOUNDED - 1)
-
-
-def _instant(value: datetime | str | None) -> datetime | None:
-    if isinstance(value, str):
-        value = datetime.fromisoformat(value)
-    if value is not None and timezone.is_naive(value):
-        value = timezone.make_aware(value)
-    return value
+            call.expires_at = instant(expires)

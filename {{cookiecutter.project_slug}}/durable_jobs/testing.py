@@ -43,6 +43,7 @@ def drain(*, everything: bool = False, reconcile: bool = False, limit: int = 100
 
 def _next(everything: bool) -> Job | None:
     waiting = Job.objects.filter(state__in=[Job.State.QUEUED, Job.State.SCHEDULED])
+    waiting.filter(expires_at__lte=Now()).cancel("expired before it started")
     waiting = waiting.filter(task__in=list(current_app.tasks)).order_by("due_at")
     queued = waiting.filter(state=Job.State.QUEUED).order_by("pk").first()
     job = queued or waiting.filter(due_at__lte=Now()).first()

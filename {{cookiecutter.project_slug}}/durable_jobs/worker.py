@@ -12,7 +12,7 @@ from celery.worker import state
 from celery.worker.request import Request
 from django.db import close_old_connections, connections
 
-from durable_jobs import dialect, identity, run, statements
+from durable_jobs import current, dialect, identity, statements
 from durable_jobs.conf import conf
 from durable_jobs.heartbeat import heartbeat
 from durable_jobs.publisher import publisher
@@ -109,7 +109,7 @@ def on_prerun(task: Any = None, **_: Any) -> None:
 
     A job's claim has done so already.
     """
-    if not task.request.is_eager and run.current(task.request.id) is None:
+    if not task.request.is_eager and current.current(task.request.id) is None:
         close_old_connections()
 
 

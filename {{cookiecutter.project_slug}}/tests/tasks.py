@@ -4,6 +4,7 @@ Load them in a worker with `-I tests.tasks`. `create_table` makes the table, onc
 """
 
 import os
+import signal
 import subprocess
 import time
 from typing import Any
@@ -54,6 +55,13 @@ def burn(name: str, seconds: float) -> None:
     while time.monotonic() < until:
         pass
     record(name, "end")
+
+
+@shared_task(base=Task)
+def ignore_the_end(seconds: float) -> None:
+    """As C code that never comes back to Python: no signal but SIGKILL ends its process."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    work("deaf", seconds)
 
 
 @shared_task(base=Task)

@@ -156,6 +156,18 @@ def test_a_worker_that_hangs_is_killed_with_its_session_when_the_grace_is_over(
     assert not in_session(session)
 
 
+def test_a_worker_that_cannot_hand_back_says_where_it_hangs_and_is_killed(
+    tmp_path: Path, project_environment: dict[str, str]
+) -> None:
+    options = "-c", "1", "--grace", "6", "--margin", "5"
+    with running_worker(tmp_path / "log", project_environment, *options) as worker:
+        tasks.ignore_the_end.delay(60)
+        wait_until(lambda: tasks.count("start"), what="the task runs")
+        worker.send(signal.SIGQUIT)
+        assert worker.wait(10) == 128 + signal.SIGKILL
+    assert "on_cold_shutdown" in (tmp_path / "log").read_text()
+
+
 def test_a_third_signal_kills(worker: Worker) -> None:
     hang(worker)
     for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGQUIT):

@@ -410,9 +410,10 @@ class Protocol(RuleBasedStateMachine):
                     assert run.args == self.asked[run.id].args, "it ran with stale arguments"
 
     def end_badly(self, run, *, final):
-        failure = {"error": "failed", "final": final, "max_attempts": 0, "args": None}
+        failure = {"error": "failed", "final": final, "max_attempts": 0}
+        failure |= {"args": None, "kwargs": None, "queue": None}
         pair = {"ids": [run.id], "tokens": [run.token]}
-        dialect.hints(statements.FAIL, delay=10, eta=None, kwargs=None, **failure, **pair)
+        dialect.hints(statements.FAIL, delay=10, eta=None, **failure, **pair)
 
     def renew(self, runs):
         pair = {"ids": [run.id for run in runs], "tokens": [run.token for run in runs]}

@@ -179,3 +179,10 @@ def total(self, group):
     self.job.wait_for(jobs, pause=0.3)
     squares = jobs.filter(task=square.name, state=Job.State.SUCCEEDED)
     return sum(squares.values_list("result", flat=True))
+
+
+@shared_task(base=JobTask, bind=True, atomic=True)
+def gives_up(self, group, cancel):
+    effect(self.request.id, "gave up")
+    jobs = Job.objects.for_owner(Group.objects.get(pk=group))
+    jobs.cancel("given up") if cancel else jobs.delete()

@@ -38,6 +38,14 @@ def test_a_project_that_is_in_order_gets_no_message():
     assert ids() == []
 
 
+def test_the_first_protocol_of_celery_is_refused():
+    current_app.conf.task_protocol = 1
+    try:
+        assert ids() == ["E011"]
+    finally:
+        current_app.conf.task_protocol = 2
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

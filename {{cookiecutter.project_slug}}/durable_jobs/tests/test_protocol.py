@@ -120,4 +120,4 @@ def test_a_mutant_of_the_protocol_is_found(mutant, monkeypatch):
     bounded = settings(COMMON, max_examples=1000, phases=[Phase.generate])
     with pytest.raises(Exception) as found:  # noqa: PT011 - an invariant, or the database's own
         search(bounded)
-    print(mutant, "->", str(found.value).splitlines()[0][:200])
+    print(mutant, "->", repr(found.value)[:200], found.traceback[-1])

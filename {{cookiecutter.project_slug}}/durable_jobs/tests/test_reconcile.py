@@ -68,6 +68,7 @@ def test_a_stale_token_finishes_fails_and_renews_nothing():
         "eta": None,
         "args": None,
         "kwargs": None,
+        "queue": None,
     }
     assert dialect.hints(statements.FAIL, error="stale", **failure, **pairs) == []
     assert dialect.hints(statements.RELEASE, delay=0, error=None, **pairs) == []

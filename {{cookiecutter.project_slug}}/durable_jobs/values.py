@@ -1,0 +1,143 @@
+"""What may go into a row; says what is wrong with it while the caller can still act."""
+
+import inspect
+import json
+import re
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.db import models
+from django.utils import timezone
+from kombu.utils.json import dumps
+
+from durable_jobs.conf import conf
+
+KEY_MAX_CHARS = 200
+# As many attempts as a row can hold: the statements take it for no limit at all.
+UNBOUNDED = 32_767
+# PostgreSQL stores no NUL character; a backslash before it would make it other text.
+NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
+Arguments = tuple[Any, Any]
+
+
+def checked_key(task: str, key: str | None) -> str | None:
+    """Return the key, or raise ValueError."""
+    if key is not None and not 0 < len(key) <= KEY_MAX_CHARS:
+        raise ValueError(f"{task}: a key has 1 to {KEY_MAX_CHARS} characters, this one {len(key)}.")
+    return None if key is None else checked_text(task, key)
+
+
+def checked_text(task: str, text: str) -> str:
+    """Return the text, or raise ValueError if PostgreSQL does not store it."""
+    if storable(text) != text:
+        raise ValueError(f"{task}: {text!r} has a character that PostgreSQL does not store.")
+    return text
+
+
+def storable(text: str) -> str:
+    """Return the text with NUL characters and lone surrogates spelled out."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
+
+
+def describe(error: BaseException) -> str:
+    """Return the traceback; of a long one the begin and the end, where the error stands."""
+    text = storable("".join(traceback.format_exception(error)).strip())
+    if len(text) <= conf.ERROR_MAX_CHARS:
+        return text
+    half = conf.ERROR_MAX_CHARS // 2 - 10
+    return f"{text[:half]}\n[...]\n{text[-half:]}"
+
+
+def encode(task: str, value: Any) -> str:
+    """Return arguments as JSON; raises TypeError or ValueError."""
+    if model := next((item for item in _leaves(value) if isinstance(item, models.Model)), None):
+        name = type(model).__name__.lower()
+        raise TypeError(
+            f"{task} was given a {type(model).__name__} instance. The worker would see an old copy "
+            f"of it: pass {name}.pk and read it in the task."
+        )
+    try:
+        text = to_json(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{task}: arguments must be JSON: {error}") from error
+    if len(text) > conf.ARGS_MAX_BYTES:
+        raise ValueError(
+            f"{task}: {len(text)} bytes of arguments, more than ARGS_MAX_BYTES "
+            f"({conf.ARGS_MAX_BYTES}). Store the data and pass its key."
+        )
+    return text
+
+
+def to_json(value: Any) -> str:
+    """Return JSON that PostgreSQL takes; raises TypeError or ValueError."""
+    text = str(dumps(value, allow_nan=False))
+    if "\\u" in text:
+        if NUL.search(text):
+            raise ValueError("it has a NUL character, which PostgreSQL does not store")
+        try:
+            json.dumps(json.loads(text), ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ValueError("it has half a character (a lone surrogate)") from None
+    return text
+
+
+def _leaves(value: Any) -> Iterable[Any]:
+    if isinstance(value, Mapping):
+        value = value.values()
+    elif not isinstance(value, list | tuple | set):
+        yield value
+        return
+    for item in value:
+        yield from _leaves(item)
+
+
+def given(item: Iterable[Any] | Mapping[str, Any]) -> Arguments:
+    """Return positional and keyword arguments of an item of `enqueue_many`."""
+    return ((), item) if isinstance(item, Mapping) else (tuple(item), {})
+
+
+def merged(body: Callable[..., Any], before: Arguments, args: Any, kwargs: Any) -> Arguments:
+    """Return the arguments of a retry that gives some anew, (None, None) if it gives none.
+
+    As Celery merges them: a keyword may replace what was positional, and the other way round.
+    """
+    if (args is None) == (kwargs is None):
+        return args, kwargs
+    either = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, either)
+    places = [p for p in inspect.signature(body).parameters.values() if p.kind in kinds]
+    if kwargs is None:
+        taken = {place.name for place in places[: len(args)] if place.kind is either}
+        return args, {name: value for name, value in before[1].items() if name not in taken}
+    args, kwargs = list(before[0]), dict(kwargs)
+    for number, place in enumerate(places[: len(args)]):
+        if place.kind is either and place.name in kwargs:
+            args[number] = kwargs.pop(place.name)
+    return args, kwargs
+
+
+def attempts(retries: int | None) -> int:
+    """Return how many attempts that many retries are, None being no limit."""
+    return UNBOUNDED if retries is None else min(retries + 1, UNBOUNDED - 1)
+
+
+def instant(value: datetime | str | None) -> datetime | None:
+    """Return a time with its zone; one without is local time, as in Celery's `timezone`."""
+    if isinstance(value, str):
+        value = datetime.fromisoformat(value)
+    if value is not None and timezone.is_naive(value):
+        value = timezone.make_aware(value)
+    return value
+
+
+def span(task: str, name: str, seconds: float | None) -> float:
+    """Return the seconds, or raise ValueError if no clock gets so far."""
+    try:
+        timezone.now() + timedelta(seconds=seconds or 0, days=366)
+    except (OverflowError, ValueError):
+        raise ValueError(
+            f"{task}: {name}={seconds} is beyond the year 9999; it is in seconds."
+        ) from None
+    return seconds or 0
