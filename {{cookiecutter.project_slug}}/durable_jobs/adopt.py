@@ -1,17 +1,23 @@
 """Messages that have no row: sent by name, or before their task became durable."""
 
+import logging
 import time
 from typing import Any
 from uuid import UUID
 
 from billiard.einfo import ExceptionInfo
-from celery.app.trace import trace_ok_t
+from celery.app.task import Context
+from celery.app.trace import TraceInfo, trace_ok_t
 from celery.exceptions import Reject
+from celery.states import FAILURE
+from django.db import InterfaceError, OperationalError, connections
 from kombu.utils.json import dumps
 
+from durable_jobs.conf import conf
 from durable_jobs.enqueue import Call, call_options
 from durable_jobs.ids import row_id
 
+logger = logging.getLogger("durable_jobs.adopt")
 # What Celery's worker puts beside the headers of a message.
 OF_THE_WORKER = frozenset(
     [
@@ -40,7 +46,23 @@ def hand_back(task_id: str) -> Any:
     try:
         raise Reject(f"no database for {task_id}", requeue=True)
     except Reject:
-        return trace_ok_t(1, ExceptionInfo(), 0.0, "")
+        # Twice: the worker's main process asks the outcome, too, which exception it was.
+        info = ExceptionInfo(internal=True)
+        return trace_ok_t(info, info, 0.0, "")
+
+
+def refuse(
+    task: Any, task_id: str, args: Any, kwargs: Any, request: dict[str, Any], error: Exception
+) -> Any:
+    """Return the outcome of a message no database will ever take: it failed, and is gone."""
+    about = {"task": task.name, "task_id": task_id}
+    text = "durable_jobs: message %s of %s can never be a row and has failed: %s"
+    logger.error(text, task_id, task.name, error, exc_info=error, extra=about)
+    context = Context(request, id=task_id, args=args, kwargs=kwargs)
+    info = TraceInfo(FAILURE, error).handle_failure(
+        task, context, store_errors=not task.ignore_result
+    )
+    return trace_ok_t(info, info, 0.0, "")
 
 
 def adopt(task: Any, task_id: str, args: Any, kwargs: Any, request: dict[str, Any]) -> UUID:
@@ -51,5 +73,13 @@ def adopt(task: Any, task_id: str, args: Any, kwargs: Any, request: dict[str, An
     call.queue = info.get("routing_key") or ""
     headers = {name: value for name, value in request.items() if name not in OF_THE_WORKER}
     call.options = call_options({"timelimit": (), "parent_id": None, **headers}, info)
-    call.insert(adopt=True)
+    try:
+        call.insert(adopt=True)
+    except (OperationalError, InterfaceError):
+        # CELERY_DB_REUSE_MAX keeps connections that the database may have closed meanwhile.
+        connection = connections[conf.DATABASE]
+        if connection.is_usable():
+            raise
+        connection.close()
+        call.insert(adopt=True)  # changes nothing if the first one was carried out after all
     return job

@@ -2,9 +2,9 @@
 
 It renews the leases of all runs in one statement and notices which were lost; commits the finished
 jobs of a slice that takes long; and hands the rest of the slice back when one of its jobs turns out
-slow. Its connection is its own, so it never waits for a
-task's transaction. It does not help against code that holds the GIL for longer than the lease: such
-a job runs twice at the same time, and the first run is fenced off.
+slow. Its connection is its own, so it never waits for a task's transaction. It does not help
+against code that holds the GIL for longer than the lease: such a job runs twice at the same time,
+and the first run is fenced off.
 """
 
 import logging
@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from django.db import connections, transaction
+from django.db import DataError, OperationalError, connections, transaction
 from kombu.utils.json import dumps
 
 from durable_jobs import dialect, statements
@@ -33,6 +33,9 @@ logger = logging.getLogger("durable_jobs.heartbeat")
 PATIENCE_SECONDS = 0.2
 PROGRESS_SECONDS = 1.0
 FLUSH_SECONDS = 1.0
+# How long beat waits for a lock before it turns to other things.
+LOCK_SECONDS = 1.0
+RENEW = f"{statements.RENEW} RETURNING {statements.T}.id"
 
 
 class Holder(Protocol):
@@ -167,12 +170,7 @@ class Heartbeat:
             runs = [run for run in self.runs.values() if not run.lost]
         if not runs or time.monotonic() < self.next_renewal:
             return
-        dialect.run(
-            statements.RENEW,
-            progress=[run.progress for run in runs],
-            messages=[run.message for run in runs],
-            **pairs(runs),
-        )
+        renewed = renew(runs)
         self.next_renewal = time.monotonic() + conf.HEARTBEAT
         # A row that is locked was not renewed, but is not lost: nobody else can take it meanwhile.
         mine = still_mine(runs)
@@ -180,6 +178,50 @@ class Heartbeat:
             if run.id not in mine and run.id in self.runs:
                 run.lost = True
                 logger.warning("durable_jobs: %s has lost its lease", run)
+        if mine - renewed:  # soon again: its lease may be over when the lock goes
+            self.next_renewal = time.monotonic() + PATIENCE_SECONDS
+
+
+class LockedError(OperationalError):
+    """Somebody holds the row, or the key, in an open transaction."""
+
+
+@contextmanager
+def brief_locks(seconds: float) -> Iterator[None]:
+    """Raise LockedError rather than wait longer for a lock, in a transaction; on PostgreSQL only.
+
+    In a transaction of the caller's it changes nothing.
+    """
+    connection = connections[conf.DATABASE]
+    if connection.vendor != "postgresql" or connection.in_atomic_block:
+        yield
+        return
+    try:
+        with transaction.atomic(using=conf.DATABASE):
+            dialect.run("SELECT set_config('lock_timeout', %(wait)s, true)", wait=f"{seconds}s")
+            yield
+    except OperationalError as error:
+        if getattr(error.__cause__, "sqlstate", None) != "55P03":
+            raise
+        raise LockedError(str(error)) from error
+
+
+def renew(runs: list["Run"]) -> "set[UUID]":
+    """Renew those leases whose rows are free, and write the progress; return their ids."""
+
+    def attempt() -> "set[UUID]":
+        progress: dict[str, Any] = {
+            "progress": [run.progress for run in runs],
+            "messages": [run.message for run in runs],
+        }
+        return {dialect.uuid(job) for (job,) in dialect.run(RENEW, **progress, **pairs(runs))}
+
+    try:
+        return attempt()
+    except (DataError, UnicodeError):  # what one job says must not cost the others their leases
+        for run in runs:
+            run.message = ""
+        return attempt()
 
 
 def pairs(runs: list["Run"]) -> dict[str, Any]:

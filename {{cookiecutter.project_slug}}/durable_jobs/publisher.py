@@ -33,6 +33,8 @@ HORIZON_SECONDS = 60.0
 # A hint must not come before its job is due, by the database's clock.
 LATE_SECONDS = 0.02
 PAUSES = (0.5, 1, 2, 5, 10, 30)
+# What Redis answers when it takes nothing at all; any other refusal is about one queue.
+OF_THE_BROKER = ("OutOfMemory", "ReadOnly", "ClusterDown", "MasterDown", "MISCONF", "NOREPLICAS")
 EMPTY_BODY: tuple[list[Any], dict[str, Any], dict[str, None]] = (
     [],
     # No task takes this: a worker that knows it as a plain one fails instead of running it.
@@ -142,9 +144,7 @@ class Publisher:
                 self._failed(batch, error)
 
     def _failed(self, batch: Sequence[Hint], error: Exception) -> None:
-        if self.producer is not None:  # a socket that is left open says so when it is collected
-            self.producer.connection.collect(socket_timeout=1)
-        self.producer = None
+        self._disconnect()
         self.failures += 1
         pause = PAUSES[min(self.failures, len(PAUSES)) - 1]
         logger.warning(
@@ -159,15 +159,33 @@ class Publisher:
         time.sleep(pause)
 
     def publish(self, hints: Sequence[Hint]) -> None:
-        """Publish now, in the calling thread; raises what the broker client raises."""
-        producer = self.producer or self._connect()
+        """Publish now, in the calling thread; raises what the broker client raises.
+
+        Hints to a queue that the broker refuses are dropped: the others are not to wait for them.
+        """
+        refused: set[str] = set()
         for group in groups(hints):
+            queue = group[0].queue
+            if queue in refused:
+                continue
+            producer = self.producer = self.producer or self._connect()
             try:
                 _publish(producer, group)
+            except producer.connection.channel_errors as error:
+                if any(word in f"{type(error)} {error}" for word in OF_THE_BROKER):
+                    raise
+                refused.add(queue)
+                text = "durable_jobs: broker refuses queue %r (%s); the loop sends its hints again"
+                logger.error(text, queue, error)
+                self._disconnect()  # RabbitMQ has closed the channel
             except (TypeError, ValueError, LookupError, AttributeError):
                 # Nothing a broker says: it would fail again, and hold up all the others.
                 logger.exception("durable_jobs: no hint can be made of %s", group[0].task)
-        self.producer = producer
+
+    def _disconnect(self) -> None:
+        if self.producer is not None:  # a socket that is left open says so when it is collected
+            self.producer.connection.collect(socket_timeout=1)
+        self.producer = None
 
     def _connect(self) -> Any:
         app = current_app._get_current_object()

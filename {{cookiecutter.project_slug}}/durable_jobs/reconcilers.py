@@ -10,6 +10,8 @@ cancelled, the object rests for `resync` and is tried again: retries give up, th
 """
 
 import logging
+import random
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,10 +23,14 @@ from django.db.models.functions import Cast, Concat
 
 from durable_jobs import dialect
 from durable_jobs.conf import conf
+from durable_jobs.heartbeat import LockedError, brief_locks
 from durable_jobs.models import Job
 
 logger = logging.getLogger("durable_jobs.reconcilers")
 BATCH = 1000
+# A key in somebody's open transaction is waited for so long, all those of a reconciler so long.
+LOCK_SECONDS = 0.1
+LOCKS_SECONDS = 1.0
 _registered: dict[str, "Reconciler"] = {}
 
 
@@ -67,16 +73,37 @@ class Reconciler:
             if pks[0] == before:  # eager mode: the tasks have run, and no rows were written
                 break
             before = pks[0]
-            model = self.unconverged().model
-            self.task.enqueue_many(
-                [[pk] for pk in pks],
-                key=lambda item: self.key(item[0]),
-                owner=lambda item, model=model: model(pk=item[0]),
-            )
-            total += len(pks)
-            if len(pks) < BATCH:
+            inserted = self._insert(pks, time.monotonic() + LOCKS_SECONDS)
+            total += inserted
+            if inserted < len(pks):
+                text = "durable_jobs: %s jobs of %s wait for the next pass: their keys are locked"
+                logger.warning(text, len(pks) - inserted, self.task.name)
+            if inserted < BATCH:
                 break
         return total
+
+    def _insert(self, pks: list[Any], until: float) -> int:
+        """Insert jobs, but those whose keys an open transaction holds; return how many."""
+        model = self.unconverged().model
+        try:
+            with brief_locks(LOCK_SECONDS):
+                self.task.enqueue_many(
+                    [[pk] for pk in pks],
+                    key=lambda item: self.key(item[0]),
+                    owner=lambda item: model(pk=item[0]),
+                )
+            return len(pks)
+        except LockedError:
+            if len(pks) == 1:
+                return 0
+        # In halves, of which most will do; in any order, so that none is behind the locked ones.
+        random.shuffle(pks)
+        half = len(pks) // 2
+        return sum(
+            self._insert(part, until)
+            for part in (pks[:half], pks[half:])
+            if time.monotonic() < until
+        )
 
 
 def reconciler(

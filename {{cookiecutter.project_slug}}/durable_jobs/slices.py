@@ -15,11 +15,11 @@ from uuid import UUID
 
 from celery.app.trace import trace_ok_t
 from celery.utils.saferepr import saferepr
-from django.db import Error, connections
+from django.db import Error, InterfaceError, OperationalError, ProgrammingError, connections
 from kombu.utils.json import dumps
 
 from durable_jobs import dialect, identity, statements
-from durable_jobs.adopt import adopt, hand_back
+from durable_jobs.adopt import adopt, hand_back, refuse
 from durable_jobs.conf import conf
 from durable_jobs.current import running
 from durable_jobs.dialect import Hint
@@ -258,9 +258,12 @@ def trace(
     if ids is None:
         try:
             ids = [str(adopt(task, task_id, args, kwargs, request))]
-        except Error:
+        except (OperationalError, InterfaceError, ProgrammingError):
+            # The database is away, or its table not migrated yet.
             logger.exception("durable_jobs: no row can be made of message %s yet", task_id)
             return hand_back(task_id)
+        except (Error, TypeError, ValueError) as error:  # it would come back for ever
+            return refuse(task, task_id, args, kwargs, request, error)
     try:
         return Slice(task, tracer, request, ids).work()
     except Error:

@@ -14,7 +14,7 @@ from django.db import close_old_connections, connections
 
 from durable_jobs import current, dialect, identity, statements
 from durable_jobs.conf import conf
-from durable_jobs.heartbeat import heartbeat
+from durable_jobs.heartbeat import LOCK_SECONDS, brief_locks, heartbeat
 from durable_jobs.publisher import publisher
 from durable_jobs.slices import NOTHING
 
@@ -101,6 +101,24 @@ def hand_back() -> None:
         logger.warning("durable_jobs: could not hand jobs back: %r", failure)
     finally:
         connections[conf.DATABASE].close()
+
+
+@signals.beat_init.connect(weak=False)
+def on_beat(**_: Any) -> None:
+    """Have beat, in whose thread this is, wait for no lock: the loop would wait with it."""
+    connections[conf.DATABASE].execute_wrappers.append(briefly)
+
+
+def briefly(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+    """Write a periodic call in time or not at all; beat logs that, and goes on.
+
+    Only its key can make it wait: a caller has not committed a call with the same one. Once that
+    commits there is a live job by that key, which is all the periodic call asks for.
+    """
+    if statements.T not in sql:
+        return execute(sql, params, many, context)
+    with brief_locks(LOCK_SECONDS):
+        return execute(sql, params, many, context)
 
 
 @signals.task_prerun.connect(weak=False)

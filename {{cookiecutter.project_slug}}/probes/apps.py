@@ -1,6 +1,7 @@
 """The app's configuration."""
 
 from django.apps import AppConfig
+from django.core import checks
 
 
 class ProbesConfig(AppConfig):
@@ -8,7 +9,8 @@ class ProbesConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        """Let workers report."""
-        from probes import nodes
+        """Let workers report, and check the settings."""
+        from probes import conf, nodes
 
         nodes.connect()
+        checks.register(conf.check_queues)

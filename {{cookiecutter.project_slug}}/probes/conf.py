@@ -7,6 +7,7 @@ from typing import Any
 
 from celery import current_app
 from django.conf import settings
+from django.core import checks
 
 DEFAULTS: dict[str, Any] = {
     # How often beat sends a probe to each queue that has answered the last one.
@@ -16,6 +17,9 @@ DEFAULTS: dict[str, Any] = {
     "THRESHOLDS": {},
     # A late queue whose workers start tasks is busy; after so many thresholds that is a fault, too.
     "BUSY_FACTOR": 10,
+    # Tasks that fill every process of its workers are work; when none has started for so many
+    # thresholds, they hang, or the processes are too few.
+    "FULL_FACTOR": 3,
     # A probe without an answer is sent again after this time, then at doubled intervals.
     # The first time soon: a single lost message is no late queue.
     "RESEND": 12.0,
@@ -55,6 +59,17 @@ def queues() -> list[str]:
     # Not `app.amqp.queues`: that one grows in each process by what it creates on the fly.
     declared = current_app.conf.task_queues or [current_app.conf.task_default_queue]
     return sorted(getattr(queue, "name", queue) for queue in declared)
+
+
+def known(queue: str) -> bool:
+    """Tell whether Celery sends to the queue: it is declared, or made on the fly."""
+    return current_app.conf.task_create_missing_queues or queue in current_app.amqp.queues
+
+
+def check_queues(**_: Any) -> list[checks.CheckMessage]:
+    """Return an error for each name in `PROBES["QUEUES"]` that Celery would refuse."""
+    text = "PROBES['QUEUES'] names %r, which CELERY_TASK_QUEUES does not declare."
+    return [checks.Error(text % name, id="probes.E001") for name in queues() if not known(name)]
 
 
 def threshold(queue: str) -> float:

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from celery import current_app
+from celery.exceptions import QueueNotFound
 from django.db import connection
 from django.db.models.functions import Now
 
@@ -14,10 +15,12 @@ from probes.models import Node, Queue
 
 WORDS = {
     "ok": "probes arrive",
-    "busy": "late, but its workers start tasks",
+    "busy": "late, but its workers work",
+    "full": "every process of its workers runs a task, the oldest for {oldest:.0f} s; none starts",
     "backlogged": "its workers start tasks, far too few for what waits",
     "beat_dead": "beat has not looked at it: beat is dead or hangs",
     "broker_down": "beat cannot reach the broker, or is refused there",
+    "unknown": "CELERY_TASK_QUEUES does not declare it: a wrong name in PROBES['QUEUES']?",
     "no_worker": "no worker serves it",
     "worker_dead": "its workers were killed",
     "worker_stopped": "its workers are frozen",
@@ -38,6 +41,7 @@ class Verdict:
     latency: float | None = None
     depth: int | None = None
     moved: float | None = None
+    oldest: float | None = None
     release: str = ""
     worker: str = ""
 
@@ -47,7 +51,7 @@ class Verdict:
 
     @property
     def words(self) -> str:
-        return WORDS[self.state]
+        return WORDS[self.state].format(oldest=self.oldest or 0)
 
     def as_dict(self) -> dict[str, Any]:
         return {**asdict(self), "words": self.words}
@@ -60,7 +64,7 @@ def verdicts() -> list[Verdict]:
     return [judge(name, rows.get(name), nodes) for name in queues()]
 
 
-def judge(name: str, row: Any, nodes: Iterable[Any]) -> Verdict:
+def judge(name: str, row: Any, nodes: list[Any]) -> Verdict:
     """Return the verdict of one queue; `row` and `nodes` know the database's `now`."""
     limit = threshold(name)
     if row is None:
@@ -71,14 +75,17 @@ def judge(name: str, row: Any, nodes: Iterable[Any]) -> Verdict:
 
     outstanding, failing = since(row.outstanding_since), since(row.failing_since)
     seen, moved = since(row.seen_at), since(row.moved_at)
+    serving = [node for node in nodes if name in node.queues]
     if seen is None or seen > max(limit, 3 * conf.INTERVAL):
         state = "beat_dead"
+    elif failing is not None and row.failure == QueueNotFound.__name__:
+        state = "unknown"
     elif failing is not None and (failing > conf.INTERVAL or (outstanding or 0) > limit):
         state = "broker_down"
     elif outstanding is None or outstanding <= limit:
         state = "ok"
     else:
-        state = _why_late(name, outstanding > limit * conf.BUSY_FACTOR, moved, limit, nodes)
+        state = _why_late(outstanding, outstanding if moved is None else moved, limit, serving)
     return Verdict(
         queue=name,
         state=state,
@@ -88,32 +95,40 @@ def judge(name: str, row: Any, nodes: Iterable[Any]) -> Verdict:
         latency=row.latency,
         depth=row.depth,
         moved=moved,
+        oldest=max((since(node.oldest_at) or 0 for node in serving if alive(node)), default=None),
         release=row.release,
         worker=row.worker,
     )
 
 
-def _why_late(
-    name: str, very: bool, moved: float | None, limit: float, nodes: Iterable[Any]
-) -> str:
-    serving = [node for node in nodes if name in node.queues]
+def _why_late(outstanding: float, idle: float, limit: float, serving: list[Any]) -> str:
     if not serving:
         return "no_worker"
-    if not any((node.now - node.seen_at).total_seconds() < conf.NODE_TTL for node in serving):
+    living = [full(node) for node in serving if alive(node)]
+    if not living:
         return "worker_stopped" if any_session(serving) else "worker_dead"
-    # Nothing starts while every process runs a long task: that is work, up to the time limit.
-    if (moved is None or moved > max(limit, 2 * conf.NODE)) and not any(map(full, serving)):
+    # Nothing starts while every process runs a long task: that is work, for a while.
+    if idle > limit * conf.FULL_FACTOR and all(living):
+        return "full"
+    patience = limit * conf.FULL_FACTOR if any(living) else max(limit, 2 * conf.NODE)
+    if idle > patience:
         return "wedged"
-    return "backlogged" if very else "busy"
+    return "backlogged" if outstanding > limit * conf.BUSY_FACTOR else "busy"
+
+
+def alive(node: Any) -> bool:
+    """Tell whether the worker has reported lately."""
+    return bool((node.now - node.seen_at).total_seconds() < conf.NODE_TTL)
 
 
 def full(node: Any) -> bool:
-    """Tell whether all processes of a worker that lives run tasks, none of them for too long."""
+    """Tell whether every process of a worker runs a task: none is stopped, none over its time."""
     limit = current_app.conf.task_time_limit
-    if (node.now - node.seen_at).total_seconds() >= conf.NODE_TTL or not node.oldest_at:
+    if not node.oldest_at:
         return False
     running = (node.now - node.oldest_at).total_seconds()
-    return 0 < node.slots <= node.active and (not limit or running < limit + conf.NODE_TTL)
+    working = node.active - node.stopped
+    return 0 < node.slots <= working and (not limit or running < limit + conf.NODE_TTL)
 
 
 def any_session(nodes: Iterable[Any]) -> bool:

@@ -64,7 +64,11 @@ class Teller:
 
     def look(self) -> None:
         if news() and self.lock.acquire(blocking=False):
-            threading.Thread(target=self._run, name="probes-tell", daemon=True).start()
+            try:
+                threading.Thread(target=self._run, name="probes-tell", daemon=True).start()
+            except RuntimeError as error:  # no more threads; the next look may find one
+                self.lock.release()
+                logger.warning("probes: cannot tell: %r", error)
 
     def _run(self) -> None:
         try:

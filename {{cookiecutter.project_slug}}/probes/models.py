@@ -62,6 +62,8 @@ class Node(models.Model):
     release = models.CharField(max_length=100, default="", blank=True)
     slots = models.IntegerField(default=0)
     active = models.IntegerField(default=0)
+    # Processes of its pool that a signal has stopped: they start nothing, and end nothing.
+    stopped = models.IntegerField(default=0, db_default=0)
     oldest_at = models.DateTimeField(null=True)
     # Its session at PostgreSQL, which ends with the process, but not when that is stopped.
     backend = models.IntegerField(null=True)

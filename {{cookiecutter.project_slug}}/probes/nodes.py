@@ -5,11 +5,13 @@ session at the database ends with it; one that hangs, or is frozen, keeps the se
 """
 
 import atexit
+import contextlib
 import logging
 import os
 import threading
 import time
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from celery import signals
@@ -91,6 +93,7 @@ class Reporter:
             release=RELEASE[:100],
             slots=getattr(consumer.pool, "limit", 0) or 0,
             active=len(starts),
+            stopped=stopped(consumer.pool),
             oldest_at=Now() - age if age is not None else None,
             backend=backend(),
             seen_at=Now(),
@@ -115,6 +118,16 @@ class Reporter:
             except Exception as error:
                 logger.warning("probes: this worker cannot say that it ends: %r", error)
             connection.close()
+
+
+def stopped(pool: Any) -> int:
+    """Return how many processes of the pool are stopped; 0 where there are none, or no /proc."""
+    count = 0
+    for process in getattr(getattr(pool, "_pool", None), "_pool", ()):
+        with contextlib.suppress(OSError):  # it has just ended
+            stat = Path(f"/proc/{process.pid}/stat").read_bytes()
+            count += stat.rpartition(b") ")[2][:1] == b"T"
+    return count
 
 
 def backend() -> int | None:

@@ -14,11 +14,12 @@ from typing import Any
 
 import celery
 from celery import current_app, signals
+from celery.exceptions import QueueNotFound
 from django.db import Error, connection, transaction
 from django.db.models import F, Q
 from django.db.models.functions import Coalesce, Now
 
-from probes.conf import conf, queues
+from probes.conf import conf, known, queues
 from probes.jobsample import sample
 from probes.models import BOUNDS, Node, Queue, Sample
 from probes.tally import tally
@@ -87,6 +88,9 @@ def visit(*, alive: bool = True) -> None:
         rows.update(seen_at=Now())
     try:
         for name in names:
+            if not known(name):  # this one alone
+                note_failure(rows.filter(name=name), QueueNotFound(name))
+                continue
             # One for each: after a refusal RabbitMQ's is of no more use.
             with broker() as connected:
                 try:

@@ -3,6 +3,7 @@
 Each answers within a few milliseconds, and within `TIMEOUT` when the database or the broker hangs.
 """
 
+import math
 import threading
 import time
 from collections import defaultdict
@@ -10,7 +11,6 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from celery import current_app
 from django.db import connection
 from django.http import HttpRequest, JsonResponse
 from django.utils.crypto import constant_time_compare
@@ -20,11 +20,17 @@ from django.views.decorators.http import require_safe
 from probes import incidents
 from probes.conf import conf
 from probes.diagnosis import Verdict, verdicts
+from probes.probe import broker
 from probes.tasks import RELEASE
 
 # Of each kind so many at once: what hangs holds up nothing else.
 AT_ONCE = 4
 _places: defaultdict[str, threading.Semaphore] = defaultdict(lambda: threading.Semaphore(AT_ONCE))
+# When nobody got a place for so many times `TIMEOUT`, those who hold them may hang for ever: others
+# get new ones, as long as no more than so many hang.
+GIVEN_UP = 5
+MOST = 3 * AT_ONCE
+_taken: dict[str, float] = {}
 
 
 @never_cache
@@ -75,26 +81,51 @@ def allowed(request: HttpRequest) -> bool:
 def within(kind: str, check: Callable[[], Any]) -> tuple[Any, str]:
     """Run a check; return what it returns, and what is wrong in one word: "" when nothing is."""
     until = time.monotonic() + conf.TIMEOUT
-    if not _places[kind].acquire(timeout=conf.TIMEOUT):
+    places = _places[kind]
+    if not places.acquire(timeout=conf.TIMEOUT):
+        hanging = sum(thread.name == f"health-{kind}" for thread in threading.enumerate())
+        if time.monotonic() - _taken[kind] > GIVEN_UP * conf.TIMEOUT and hanging < MOST:
+            _places.pop(kind, None)
         return None, "TimeoutError"
+    _taken[kind] = time.monotonic()
     answer: SimpleQueue[tuple[Any, str]] = SimpleQueue()
 
     def run() -> None:
         try:
+            _hurry()
             answer.put((check(), ""))
         except Exception as error:
             # the class only: messages of drivers carry hosts and user names
             answer.put((None, type(error).__name__))
         finally:
             connection.close()
-            _places[kind].release()
+            places.release()
 
-    # A daemon: a check that hangs does not keep the process from ending.
-    threading.Thread(target=run, name=f"health-{kind}", daemon=True).start()
+    try:
+        # A daemon: a check that hangs does not keep the process from ending.
+        threading.Thread(target=run, name=f"health-{kind}", daemon=True).start()
+    except RuntimeError as error:  # no more threads
+        places.release()
+        return None, type(error).__name__
     try:
         return answer.get(timeout=max(0.0, until - time.monotonic()))
     except Empty:
         return None, "TimeoutError"
+
+
+def _hurry() -> None:
+    """Let this thread's connection give up when PostgreSQL is silent or the network is gone."""
+    if connection.vendor == "postgresql":
+        seconds = math.ceil(conf.TIMEOUT)
+        limits = {
+            "connect_timeout": seconds,
+            "tcp_user_timeout": 1000 * seconds,
+            "keepalives_idle": seconds,
+            "keepalives_interval": 1,
+            "keepalives_count": 3,
+        }
+        own = connection.settings_dict  # all threads have the same: this one gets a copy
+        connection.settings_dict = {**own, "OPTIONS": {**own.get("OPTIONS", {}), **limits}}
 
 
 def _queues() -> list[Verdict]:
@@ -109,8 +140,7 @@ def _database() -> None:
 
 
 def _broker() -> None:
-    with current_app.connection_for_write() as broker:
-        broker.ensure_connection(max_retries=1, interval_start=0, timeout=2)
+    broker().release()
 
 
 CHECKS = {"database": _database, "broker": _broker}

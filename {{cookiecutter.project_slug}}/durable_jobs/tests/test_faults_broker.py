@@ -14,9 +14,11 @@ import redis
 from celery import current_app
 from django.db import connection
 from django.db.models import F, Max
+from django.db.models.functions import Now
 
 from durable_jobs.models import Job
 from durable_jobs.publisher import publisher
+from durable_jobs.reconcile import fire_timers
 from durable_jobs.tests import tasks
 from durable_jobs.tests.conftest import EVERYTHING, FAST, effects, now, wait_until
 
@@ -150,6 +152,35 @@ def test_a_broker_killed_under_load_and_started_again_loses_no_job(own_broker, c
     own_broker.start()
     wait_until(lambda: succeeded() == 60, 60)
     assert len(effects("end")) == len(set(effects("end"))) == 60
+
+
+def test_a_queue_that_the_broker_refuses_holds_up_no_other(broker, crew, caplog):
+    crew(work="-c 1 -Q default")
+    broker.set("low", "not a list")
+    for number in range(10):
+        tasks.write.apply_async(["low"], queue="low")
+        tasks.write.delay(str(number))
+    wait_until(lambda: len(effects("end")) == 10, 20)
+    assert publisher.failures == 0
+    assert "broker refuses queue 'low'" in caplog.text
+    # Its hints were dropped, its jobs are safe.
+    assert Job.objects.filter(queue="low", state=State.QUEUED).count() == 10
+    broker.delete("low")
+    Job.objects.filter(queue="low").update(due_at=Now())
+    assert fire_timers() == {State.QUEUED: 10}
+    assert publisher.flush(10)
+    assert broker.llen("low") > 0
+
+
+def test_a_broker_without_memory_gets_the_hints_once_it_has_some(own_broker, jobs_db):
+    full = redis.Redis.from_url(current_app.conf.broker_url)
+    full.config_set("maxmemory", 1)
+    tasks.write.delay("x")
+    wait_until(lambda: publisher.failures > 0)
+    assert full.llen("default") == 0
+    full.config_set("maxmemory", 0)
+    wait_until(lambda: full.llen("default") == 1)
+    full.close()
 
 
 def test_the_loop_heals_states_while_the_broker_is_down(own_broker, jobs_db, start_loop):

@@ -5,6 +5,7 @@ from config.settings import *  # noqa: F403
 PROBES = {
     "INTERVAL": 0.5,
     "THRESHOLD": 3,
+    "FULL_FACTOR": 4,
     "RESEND": 3,
     "NODE": 0.5,
     "NODE_TTL": 2,

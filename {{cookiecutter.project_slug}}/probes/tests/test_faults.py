@@ -21,12 +21,12 @@ pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.faults]
 LONGEST = PROBES["THRESHOLDS"]["low"] + 8
 
 
-def becomes(expected, queues=("default", "high", "low")):
+def becomes(expected, queues=("default", "high", "low"), longest=LONGEST):
     """Wait until all these queues are in that state, and print how long it took."""
     begin = time.monotonic()
     wait_until(
         lambda: {queue: states()[queue] for queue in queues} == dict.fromkeys(queues, expected),
-        LONGEST,
+        longest,
         f"{expected}: {states()}",
     )
     print(f"{expected} after {time.monotonic() - begin:.1f} s")
@@ -83,6 +83,26 @@ def test_a_pool_whose_processes_are_stuck(crew):
     crew.signal("work", signal.SIGSTOP, main=False)
     becomes("wedged")
     assert states()["control"] == "ok"
+
+
+def test_a_pool_whose_processes_are_stopped_in_the_middle_of_a_task(crew):
+    crew.everybody()
+    sleep.apply_async((600,), queue="default")
+    wait_until(lambda: Node.objects.get(name="work@test").active == 1)
+    crew.signal("work", signal.SIGSTOP, main=False)
+    becomes("wedged")
+    assert answer()[0] == 503
+
+
+def test_a_task_that_hangs_in_every_process(crew):
+    crew.everybody()
+    sleep.apply_async((600,), queue="default")
+    becomes("busy")
+    assert answer()[0] == 200
+    becomes("full", longest=PROBES["FULL_FACTOR"] * LONGEST)
+    status, body = answer()
+    assert (status, body["queues"]["control"]["state"]) == (503, "ok")
+    assert body["queues"]["low"]["oldest"] > 2 * PROBES["THRESHOLDS"]["low"]
 
 
 def test_a_queue_without_a_consumer(crew):

@@ -138,6 +138,17 @@ def test_a_mail_server_that_hangs_holds_up_no_answer(late, webhook, monkeypatch)
     assert [post["state"] for post in webhook.told] == ["no_worker"]
 
 
+def test_a_process_that_could_start_no_thread_tells_when_it_can(late, webhook):
+    before = threading.stack_size(1 << 46)  # more than there are addresses
+    try:
+        incidents.teller.look()
+    finally:
+        threading.stack_size(before)
+    incidents.teller.look()
+    wait_until(lambda: webhook.told, 10)
+    wait_until(lambda: not incidents.teller.lock.locked(), 10)
+
+
 def test_what_could_not_be_told_is_told_later(late, webhook, caplog, settings):
     settings.ADMINS = []
     webhook.status = 500
