@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+sys.dont_write_bytecode = True  # what lies beside the template's sources is baked
 TEMPLATE = Path(__file__).resolve().parent.parent
 # A baked project decides for itself; what this shell or this test run is set up for stays outside.
 NOT_INHERITED = (

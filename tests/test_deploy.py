@@ -36,6 +36,9 @@ def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 def first_deploy_fails_and_the_next_one_works(site: SystemdSite) -> None:
     site.commit("broken")
+    site.deploy(kill_after="built")  # before there is any unit
+    code, output = site.deploy(name="rollback")
+    assert code == 0, output
     code, output = site.deploy("--patience", "5")
     assert code == 4, output
     with suppress(OSError):  # a request at this time must not start what is not there

@@ -1,5 +1,6 @@
 """From what runs to one release: the steps of a deploy, each of which may be given again."""
 
+import json
 import os
 import re
 import time
@@ -70,7 +71,9 @@ class Deploy:
         Noted when it is deployed: later it may not be able to say.
         """
         file = self.platform.releases / release / ".tasks"
-        if not file.exists():
+        try:
+            json.loads(file.read_text())
+        except (FileNotFoundError, ValueError):  # ValueError: half of it, after a loss of power
             answer = self.ask(release, "tasks").strip().rpartition("\n")[2]
             self.platform.note(release, file.name, answer)
         return file.read_text()
@@ -84,7 +87,6 @@ class Deploy:
         """Have this release run, and no other; raise StepError when it gives no sign of life."""
         platform, release = self.platform, self.release
         try:
-            platform.note_settings(release)
             platform.prepare(release)
             # For jobs whose time was kept by what now ends, and those that come due without beat.
             platform.start(release, "reconcile")
@@ -92,8 +94,9 @@ class Deploy:
             steps = (self.change_workers, self.change_web, self.change_beat)
             for step in (steps[1], steps[2], steps[0]) if back else steps:
                 step()
-            self.ask(release, "queues", release, str(self.patience))
-            say("it has answered a probe of every queue")
+            busy = self.ask(release, "queues", release, str(self.patience)).strip()
+            say(busy)
+            say(f"it has answered a probe of every {'other ' if busy else ''}queue")
             # That of this release goes on until no process that has ended could have kept a time.
             self.end_others("reconcile")
             platform.forget_others(release)
@@ -125,6 +128,8 @@ class Deploy:
     def start(self, *roles: str) -> None:
         """Start these roles of the release; say which did not run already."""
         missing = [role for role in roles if self.release not in self.platform.running(role)]
+        if missing:
+            self.platform.note_settings(self.release)
         self.platform.start(self.release, *roles)
         if missing:
             say(f"started {', '.join(missing)}")

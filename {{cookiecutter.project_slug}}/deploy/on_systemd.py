@@ -108,8 +108,11 @@ CELERY_BROKER_URL=redis://:password@127.0.0.1:6379/0
         return file.name.removeprefix(f"{self.app}-").removesuffix("@.service")
 
     def close(self) -> None:
-        systemctl("disable", "--quiet", "--now", f"{self.app}-web.socket")
-        systemctl("stop", f"{self.app}-web@current.service")  # what the socket would start
+        # A first deploy that was interrupted may have installed none or one of them.
+        if (UNITS / f"{self.app}-web.socket").exists():
+            systemctl("disable", "--quiet", "--now", f"{self.app}-web.socket")
+        if (UNITS / f"{self.app}-web@.service").exists():
+            systemctl("stop", f"{self.app}-web@current.service")  # what the socket would start
 
     def last_words(self, release: str) -> str:
         log = ["journalctl", "-u", f"{self.app}-*@{release}.service", "-o", "cat", "--no-pager"]

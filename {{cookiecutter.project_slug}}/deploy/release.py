@@ -8,17 +8,19 @@
   python deploy/release.py workers NAME SECONDS   wait until release NAME has a worker on each queue
   python deploy/release.py queues NAME SECONDS    wait until NAME has answered a probe of each queue
 
-Exit code 1: no, and the lines printed say why.
+Exit code 1: no, and the lines printed say why. Else they say what is unusual.
 """
 
 import inspect
 import json
+import math
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Iterable
-from datetime import timedelta
+from contextlib import suppress
+from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,10 +31,13 @@ VARIABLE = ("VAR_POSITIONAL", "VAR_KEYWORD")
 LOCK_SECONDS = 5
 # Warnings of Django with which every page is an error, or sessions are open to guesses.
 FATAL = ("security.W009", "security.W020")
-# What rewrites a table when a column is added to it, and holds everybody up for so long.
-REWRITES = (
-    r"GENERATED ALWAYS AS .* STORED|DEFAULT [^,;]*(random|uuid|clock_timestamp|nextval)[^,;]*\("
-)
+# Variables that workers and web read by themselves, when they start; each has to be more than that.
+NUMBERS: dict[str, tuple[type[int] | type[float], int]] = {
+    "WORKER_GRACE_SECONDS": (float, 10),
+    "WORKER_HANG_SECONDS": (float, 0),
+    "WEB_CONCURRENCY": (int, 0),
+    "GUNICORN_THREADS": (int, 0),
+}
 
 
 class Parameter(NamedTuple):
@@ -119,7 +124,7 @@ def found_in_settings() -> tuple[list[str], list[str]]:
     """Return what `manage.py check --deploy` finds: what makes the site useless, and the rest."""
     from django.core import checks
 
-    useless: list[str] = []
+    useless = wrong_numbers()
     rest: list[str] = []
     for message in checks.run_checks(include_deployment_checks=True):
         if not message.is_silenced():
@@ -127,6 +132,18 @@ def found_in_settings() -> tuple[list[str], list[str]]:
             fatal = message.level >= checks.ERROR or message.id in FATAL
             (useless if fatal else rest).append(line)
     return useless, rest
+
+
+def wrong_numbers() -> list[str]:
+    """Return the variables that workers and web read by themselves, and could not start with."""
+    found = []
+    for name, (kind, least) in NUMBERS.items():
+        if text := os.environ.get(name):
+            with suppress(ValueError):
+                if least < kind(text) < math.inf:
+                    continue
+            found.append(f"{name}: {text!r} is no {kind.__name__} above {least}")
+    return found
 
 
 def no_database() -> list[str]:
@@ -152,52 +169,6 @@ def no_broker() -> list[str]:
     return []
 
 
-def breaking(sql: str, created: set[str]) -> list[str]:
-    """Say what of a migration breaks what runs; the tables it makes are added to `created`."""
-    created.update(re.findall(r'CREATE TABLE ("[^"]+")', sql))
-    column = r'ALTER TABLE ("[^"]+") (?:ALTER|ADD) COLUMN ("[^"]+")'
-    added = set(re.findall(column.replace("ALTER|", ""), sql))
-    dropped = set(re.findall(f"{column} DROP DEFAULT", sql)) - added
-    found = [(table, f"DROP DEFAULT of {name} of {table}") for table, name in sorted(dropped)]
-    found += [
-        (table, f"the value of {name} rewrites all of {table}, which nobody can use meanwhile")
-        for table, name, *_ in re.findall(f"{column} .*(?:{REWRITES})", sql, re.IGNORECASE)
-    ]
-    found += [
-        (table, f"ADD CONSTRAINT CHECK on {table}, which what runs may not keep to")
-        for table in re.findall(r'ALTER TABLE ("[^"]+") .*ADD CONSTRAINT .* CHECK', sql)
-    ]
-    return [why for table, why in found if table not in created]
-
-
-def migrations() -> list[str]:
-    """Return what of the migrations to come breaks the release that runs, a line each.
-
-    That is what the linter of `manage.py lintmigrations` does not look at; and indexes that a
-    migration has left behind unfinished, so that it cannot be repeated.
-    """
-    from django.conf import settings
-    from django.db import connection
-    from django.db.migrations.executor import MigrationExecutor
-    from django_migration_linter import IgnoreMigration
-
-    found = []
-    created: set[str] = set()
-    left_out = getattr(settings, "MIGRATION_LINTER_OPTIONS", {}).get("exclude_apps", ())
-    executor = MigrationExecutor(connection)
-    for migration, _ in executor.migration_plan(executor.loader.graph.leaf_nodes()):
-        if migration.app_label in left_out:
-            continue
-        if any(isinstance(operation, IgnoreMigration) for operation in migration.operations):
-            continue
-        sql = "\n".join(executor.loader.collect_sql([(migration, False)]))
-        found += [f"{migration}: {why}" for why in breaking(sql, created)]
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT indexrelid::regclass::text FROM pg_index WHERE NOT indisvalid")
-        names = [name for (name,) in cursor.fetchall()]
-    return found + [f"an index was not finished: DROP INDEX CONCURRENTLY {name}" for name in names]
-
-
 def limit_locks(connection: Any, **_: Any) -> None:
     """Give up waiting for a lock soon: behind a statement that waits everybody else waits, too."""
     with connection.cursor() as cursor:
@@ -206,69 +177,105 @@ def limit_locks(connection: Any, **_: Any) -> None:
 
 def doubts() -> list[str]:
     """Return what is not well, a line each; that keeps nobody from deploying what mends it."""
+    from django.db import Error
+
     from durable_jobs import Job
     from probes.conf import queues
     from probes.diagnosis import verdicts
 
-    found = [f"{v.queue}: {v.words}" for v in verdicts() if not v.fine]
-    lost = Job.objects.unfinished().exclude(queue__in=queues())
-    for queue in sorted(set(lost.values_list("queue", flat=True)[:10_000])):
-        found.append(f"{queue}: jobs wait on this queue, which this release does not have")
-    return found
+    try:
+        found = [f"{v.queue}: {v.words}" for v in verdicts() if v.state != "ok"]
+        lost = Job.objects.unfinished().exclude(queue__in=queues())
+        names = sorted(set(lost.values_list("queue", flat=True)[:10_000]))
+    except Error as error:  # a column that is yet to come, for one
+        return [f"what the queues do cannot be read: {str(error).partition(chr(10))[0]}"]
+    return found + [
+        f"{name}: jobs wait on this queue, which this release does not have" for name in names
+    ]
 
 
-def without_worker(release: str) -> list[str]:
-    """Return the queues that no living worker of the release serves."""
+def without_worker(release: str, _since: datetime) -> tuple[list[str], list[str]]:
+    """Return the queues that no living worker of the release serves; and []."""
     from django.db.models.functions import Now
 
     from probes.conf import conf, queues
     from probes.models import Node
 
+    # Sooner than for others, whom a late report would alarm: what was killed leaves its row behind.
     living = Node.objects.filter(
-        release=release, seen_at__gt=Now() - timedelta(seconds=conf.NODE_TTL)
+        release=release, seen_at__gt=Now() - timedelta(seconds=1.5 * conf.NODE)
     )
     served = {queue for node in living for queue in node.queues}
-    return [f"{queue}: no worker" for queue in queues() if queue not in served]
+    return [f"{queue}: no worker" for queue in queues() if queue not in served], []
 
 
-def without_answer(release: str) -> Callable[[], list[str]]:
-    """Return a function that returns the queues whose newest probe, since now, others answered."""
-    from django.db import connection
+def without_answer(release: str, since: datetime) -> tuple[list[str], list[str]]:
+    """Return the queues that nothing shows to move, and those that move and are too busy.
 
-    from probes.conf import queues
-    from probes.models import Queue
+    The proof is a probe that the release has answered since then. While one waits that beat has
+    sent, it is proof as well that the release's workers, and no others, have started tasks since
+    then, or that all of their processes run some.
+    """
+    from django.db.models.functions import Now
 
-    since: list[Any] = []
+    from probes.conf import conf, queues
+    from probes.diagnosis import full, judge
+    from probes.models import Node, Queue
 
-    def look() -> list[str]:
-        if not since:
-            with connection.cursor() as cursor:
-                cursor.execute("SELECT CURRENT_TIMESTAMP")
-                since.extend(cursor.fetchone())
-        answered = set(
-            Queue.objects.filter(release=release, answered_at__gt=since[0]).values_list(
-                "name", flat=True
-            )
-        )
-        return [f"{name}: no probe answered" for name in queues() if name not in answered]
+    missing, busy = [], []
+    rows = {row.name: row for row in Queue.objects.annotate(now=Now())}
+    nodes = list(Node.objects.annotate(now=Now()))
+    for name in queues():
+        row = rows.get(name, Queue(name=name))
+        if row.release == release and row.answered_at and row.answered_at > since:
+            continue
+        verdict = judge(name, rows.get(name), nodes)
+        serving = [node for node in nodes if name in node.queues and node.seen_at > since]
+        ours = [node for node in serving if node.release == release]
+        # Which worker has moved a queue is not noted.
+        moves = ours == serving and row.moved_at and row.moved_at > since
+        sent = row.seen_at and row.seen_at > since and not row.failing_since
+        waits = sent and (verdict.outstanding or 0) > conf.INTERVAL
+        if waits and ours and (moves or all(map(full, ours))):
+            busy.append(f"{name}: its workers start tasks, the probe waits behind them")
+        elif verdict.state in ("ok", "busy", "backlogged"):
+            missing.append(f"{name}: no probe answered yet; --patience SECONDS waits longer")
+        else:
+            missing.append(f"{name}: no probe answered: {verdict.words}")
+    return missing, busy
 
-    return look
 
+def wait(
+    look: Callable[[datetime], tuple[list[str], list[str]]], seconds: float
+) -> tuple[list[str], list[str]]:
+    """Look until nothing is missing, or for that many seconds; return what was seen last.
 
-def wait(look: Callable[[], list[str]], seconds: float) -> list[str]:
-    """Look until nothing is missing; return what is still missing after that many seconds."""
+    `look` is told when this began, in the database's time, and returns first what is missing.
+    """
     from django.db import Error, connection
 
     deadline = time.monotonic() + seconds
+    since = None
     while True:
         try:
-            missing = look()
+            since = since or now()
+            missing, rest = look(since)
         except Error as error:  # a database that restarts meanwhile
             connection.close()
-            missing = [f"the database does not answer: {str(error).strip()}"]
+            missing, rest = [f"the database does not answer: {str(error).strip()}"], []
         if not missing or time.monotonic() >= deadline:
-            return missing
+            return missing, rest
         time.sleep(0.2)
+
+
+def now() -> datetime:
+    """Return the database's time."""
+    from django.db import connection
+
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT CURRENT_TIMESTAMP")
+        moment: datetime = cursor.fetchone()[0]
+    return moment
 
 
 def main(command: str, *arguments: str) -> int:
@@ -293,6 +300,8 @@ def main(command: str, *arguments: str) -> int:
         call_command("migrate", interactive=False)
         return 0
     if command == "check":
+        from migration_guard import migrations
+
         missing, rest = found_in_settings()
         missing += no_broker() + no_database()
         # Before the first deploy there are not even tables.
@@ -301,13 +310,10 @@ def main(command: str, *arguments: str) -> int:
             for name in sorted(set(arguments) - {*other["tasks"], *other["queues"]}):
                 rest.append(f"--gone {name}: the release that runs has no such task or queue")
             missing = check(other, set(arguments)) + migrations()
-        if not missing:
-            print("\n".join(rest))
-    elif command == "workers":
-        missing = wait(lambda: without_worker(arguments[0]), float(arguments[1]))
     else:
-        missing = wait(without_answer(arguments[0]), float(arguments[1]))
-    print("\n".join(missing))
+        look = without_worker if command == "workers" else without_answer
+        missing, rest = wait(partial(look, arguments[0]), float(arguments[1]))
+    print("\n".join(missing or rest))
     return bool(missing)
 
 

@@ -9,6 +9,7 @@ import subprocess
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 
 class StepError(Exception):
@@ -16,7 +17,7 @@ class StepError(Exception):
 
 
 class Releases(ABC):
-    """`<home>/releases`: a folder for each release, and links to the current and the one before."""
+    """`<home>/releases`: a folder for each release, and a link to the current one."""
 
     # What `init` writes, for people to fill: {app} and {secret} are known.
     SETTINGS = """\
@@ -63,29 +64,49 @@ DJANGO_BEHIND_PROXY=1
     def check_settings(self) -> None:
         """Raise StepError where a line of the settings cannot be one."""
         for number, line in enumerate((self.home / "env").read_text().splitlines(), 1):
+            name, _, value = line.partition("=")
+            # not what it says, which may be a secret
             if line.strip() and not re.match(r"#|[A-Za-z_]\w*=", line):
-                # not what it says, which may be a secret
                 raise StepError(f"line {number} of {self.home}/env is not NAME=value")
+            if re.fullmatch(r"\w+_URL", name) and not is_url(value.strip().strip("\"'")):
+                raise StepError(
+                    f"{name} in {self.home}/env is no URL; in a password write `/` as %2F, `?` as"
+                    " %3F, `#` as %23"
+                )
 
     def note_settings(self, release: str) -> None:
-        """Note with which settings this release starts, unless some of it runs already."""
-        if release not in self.all_running():
+        """Note with which settings this release starts: "mixed" if some of it runs with others."""
+        if not self._serves(release):
             self.note(release, ".settings", self._settings())
+        elif self.runs_with_other_settings(release):
+            self.note(release, ".settings", "mixed")
 
     def note(self, release: str, name: str, text: str) -> None:
         """Keep a text with a release: whole, or not at all."""
-        partial = self.releases / release / f"{name}.partial"
-        partial.write_text(text)
-        partial.rename(partial.with_suffix(""))
+        keep(self.releases / release / name, text)
 
     def runs_with_other_settings(self, release: str) -> bool:
         """Tell whether something of this release runs, and was not started with these settings."""
         noted = self.releases / release / ".settings"
-        known = noted.exists() and release in self.all_running()
+        known = noted.exists() and self._serves(release)
         return known and noted.read_text() != self._settings()
+
+    def _serves(self, release: str) -> bool:
+        """Tell whether any of this release runs but the loop, which each deploy starts anew."""
+        return any(name == release and role != "reconcile" for role, name in self.units())
 
     def _settings(self) -> str:
         return hashlib.sha256((self.home / "env").read_bytes()).hexdigest()
+
+    def begin(self, what: str, release: str) -> None:
+        """Note that "deploy of" or "rollback to" a release is under way, until `under_way` goes."""
+        keep(self.under_way, f"{what} {release}")
+
+    def begun(self) -> tuple[str, str]:
+        """Return what `begin` has noted last, ("", "") when that has ended."""
+        text = self.under_way.read_text() if self.under_way.exists() else ""
+        what, _, release = text.rpartition(" ")
+        return what, release
 
     def build(self, source: Path, release: str, commit: str | None) -> None:
         """Make the folder of a release: complete, or not there at all."""
@@ -119,35 +140,33 @@ DJANGO_BEHIND_PROXY=1
 
     def current(self) -> str | None:
         """Return the release of the last deploy that succeeded."""
-        return self._link("current")
-
-    def previous(self) -> str | None:
-        """Return the release that was current before."""
-        return self._link("previous")
-
-    def _link(self, name: str) -> str | None:
-        link = self.releases / name
+        link = self.releases / "current"
         if link.is_symlink() and not link.is_dir():
             raise StepError(
                 f"{link} names {link.readlink()}, which is gone; let it name one that is"
             )
         return link.readlink().name if link.is_symlink() else None
 
+    def previous(self) -> str | None:
+        """Return the release that was current before, None where none is known and still there."""
+        noted = self.releases / "current/.before"
+        release = noted.read_text() if noted.exists() else None
+        return release if release in self.built() else None
+
     def is_current(self, release: str, *, back: bool = False) -> None:
-        """Note that this release runs, and what was current as `previous`, or none if `back`."""
+        """Note that this release runs, and what was current as `previous`, or none if `back`.
+
+        Killed at any time, the current release and the one before are the old ones or the new.
+        """
         before = self.current()
         (self.releases / release / ".ran").touch()
-        if not back and before and before != release:
-            self._point("previous", before)
-        self._point("current", release)
-        if back:
-            (self.releases / "previous").unlink(missing_ok=True)
-
-    def _point(self, name: str, release: str) -> None:
-        partial = self.releases / f".{name}"
+        if before == release:
+            return
+        self.note(release, ".before", "" if back else before or "")
+        partial = self.releases / ".current"
         partial.unlink(missing_ok=True)
         partial.symlink_to(release)
-        partial.rename(self.releases / name)
+        partial.rename(self.releases / "current")
 
     def tidy(self, kept: int) -> None:
         """Delete what neither runs nor is among the newest that have run."""
@@ -270,6 +289,25 @@ def run(*command: str, **how: Any) -> str:
     return done.stdout
 
 
+def keep(path: Path, text: str) -> None:
+    """Write a file: whole, or not at all, whenever the process or the machine stops."""
+    partial = path.with_name(f"{path.name}.partial")
+    with partial.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.rename(path)
+
+
+def is_url(text: str) -> bool:
+    """Tell whether the host of a URL ends where it should; of several hosts that is not known."""
+    try:
+        urlsplit(text).port  # noqa: B018 - it raises ValueError
+    except ValueError:
+        return bool(re.match(r"[^/?#]*//[^/?#]*[,;]", text))
+    return True
+
+
 def ending(text: str, lines: int = 12) -> str:
     """Return the last lines of a log, each of them once."""
     found = dict.fromkeys(line[:300] for line in text.splitlines() if line.strip())
@@ -277,8 +315,11 @@ def ending(text: str, lines: int = 12) -> str:
 
 
 def reason(text: str) -> str:
-    """Return what was printed; of a traceback only the line that names its exception."""
-    if "Traceback (most recent call last)" not in text:
-        return text
-    named = [line for line in text.splitlines() if re.match(r"[\w.]+: ", line)]
-    return named[-1] if named else text
+    """Return what was printed; of the last traceback only the line that names its exception.
+
+    Not what follows, as DETAIL of PostgreSQL, which may show a row; nor a value, as of a setting.
+    """
+    last = text.rpartition("Traceback (most recent call last)")
+    found = re.search(r"^[\w.<>]+(: .*)?$", last[2], re.MULTILINE) if last[1] else None
+    line = found[0] if found else text
+    return re.sub(r"(['\"]).*\1", "'...'", line) if line.startswith("ValueError: ") else line

@@ -55,22 +55,24 @@ def lock(folder: Path) -> Iterator[None]:
 def deploy(platform: Releases, options: argparse.Namespace) -> int:
     """Build, check, migrate, change over, and go back when that fails; return the exit code."""
     running = platform.current()
+    # First, as it says which name a release has to have so that new settings reach it.
+    release, source, commit = wanted(platform, options)
     platform.check_settings()
+    change = Deploy(platform, release, options.patience)
     if options.dry_run:
-        return dry_run(platform, options, running)
-    before = platform.under_way.read_text() if platform.under_way.exists() else None
-    platform.under_way.write_text(before or "a release that was not yet named")
+        return dry_run(change, options.gone, running)
+    before = platform.begun()
+    platform.begin("deploy of", release)
     try:
-        change = Deploy(platform, build(platform, options), options.patience)
-        platform.under_way.write_text(change.release)
-        platform.provide(change.release)
+        build(platform, release, source, commit)
+        platform.provide(release)
         change.check(running, options.gone)
         change.migrate()
     except (StepError, RefusedError, OSError) as error:
-        if before is None:
-            platform.under_way.unlink()
+        if any(before):
+            platform.begin(*before)
         else:
-            platform.under_way.write_text(before)
+            platform.under_way.unlink()
         raise RefusedError(str(error)) from None
     try:
         change.change_over()
@@ -79,14 +81,14 @@ def deploy(platform: Releases, options: argparse.Namespace) -> int:
         if running is None:
             end_first(platform)
             return 4
-        if running == change.release:
+        if running == release:
             say(f"{running} is the release that ran before, too: there is none to go back to")
             return 4
         say(f"going back to {running}")
         return go_back(Deploy(platform, running, options.patience), 3)
-    platform.is_current(change.release)
+    platform.is_current(release)
     platform.under_way.unlink()
-    say(f"done: {change.release} runs")
+    say(f"done: {release} runs")
     try:
         platform.tidy(KEPT)
     except (StepError, OSError) as error:
@@ -94,16 +96,15 @@ def deploy(platform: Releases, options: argparse.Namespace) -> int:
     return 0
 
 
-def dry_run(platform: Releases, options: argparse.Namespace, running: str | None) -> int:
+def dry_run(change: Deploy, gone: list[str], running: str | None) -> int:
     """Say what a deploy would do, and check the release if it is built; return the exit code."""
-    release = wanted(platform, options)[0]
-    if release not in platform.built():
+    release = change.release
+    if release not in change.platform.built():
         say(
             f"would build {release}, check it, migrate, and change over from {running or 'nothing'}"
         )
         return 0
-    change = Deploy(platform, release, options.patience)
-    change.check(running, options.gone)
+    change.check(running, gone)
     say("would migrate")
     change.plan()
     return 0
@@ -129,24 +130,28 @@ def go_back(change: Deploy, code: int) -> int:
     say(f"{change.release} runs again; the database keeps what was added to it")
     if platform.runs_with_other_settings(change.release):
         say(
-            f"{platform.home}/env has changed since it started: what starts again reads the new one"
+            f"{platform.home}/env has changed since some of it started: what starts again reads the"
+            " new one"
         )
     return code
 
 
 def rollback(platform: Releases, options: argparse.Namespace) -> int:
-    """Undo a deploy that stopped half-way, else go to the release before; return the exit code."""
+    """Undo a deploy or finish a rollback that stopped half-way, else go to the release before.
+
+    Return the exit code.
+    """
     current = platform.current()
     if current is None and platform.under_way.exists() and not options.dry_run:
         end_first(platform)
         return 0
     if current is None:
         raise RefusedError("no deploy has succeeded yet: there is nothing to go back to")
-    begun = platform.under_way.read_text() if platform.under_way.exists() else current
-    half_way = begun != current and options.to in (None, current)
-    if half_way:
-        say(f"a deploy or rollback stopped half-way: to {current}")
-    target = options.to or (current if half_way else platform.previous())
+    what, named = platform.begun()
+    target = options.to or platform.previous()
+    if options.to is None and (what == "rollback to" or named not in ("", current)):
+        target = named if what == "rollback to" else current
+        say(f"the {what} {named} stopped half-way: going to {target}")
     if target is None:
         raise RefusedError(
             f"no release is known to have run before {current}; `deploy/rollback --to RELEASE` goes"
@@ -165,21 +170,18 @@ def rollback(platform: Releases, options: argparse.Namespace) -> int:
         say(f"would go back to {target}")
         change.plan()
         return 0
-    if not half_way:
-        platform.under_way.write_text(f"the rollback from {current}")
-        platform.is_current(target, back=True)  # already now: given again, this goes on to there
+    platform.begin("rollback to", target)  # given again, this goes on to there
+    platform.is_current(target, back=True)
     return go_back(change, 0)
 
 
-def build(platform: Releases, options: argparse.Namespace) -> str:
-    """Build what the command line asks for, unless it is there; return the release's name."""
-    release, source, commit = wanted(platform, options)
+def build(platform: Releases, release: str, source: Path, commit: str | None) -> None:
+    """Build a release, unless it is there."""
     if release in platform.built():
         say(f"release {release} is already built")
     else:
         platform.build(source, release, commit)
         say(f"built release {release}")
-    return release
 
 
 def status(platform: Releases) -> int:
@@ -197,9 +199,11 @@ def status(platform: Releases) -> int:
             for role in sorted(wanted - set(roles)):
                 print(f"    {role} does not run")
             if platform.runs_with_other_settings(name):
-                print(f"    {platform.home}/env has changed since it was deployed")
-    if platform.under_way.exists():
-        print(f"half-way: the deploy of {platform.under_way.read_text()}; repeat it, or roll back")
+                print(f"    {platform.home}/env has changed since some of it started")
+    what, release = platform.begun()
+    if what:
+        then = "or roll back" if what == "deploy of" else "or deploy"
+        print(f"half-way: the {what} {release}; repeat it, {then}")
     elif platform.current() is None:
         print("nothing has been deployed yet")
     return 0
