@@ -172,7 +172,8 @@ class Publisher:
             try:
                 _publish(producer, group)
             except producer.connection.channel_errors as error:
-                if any(word in f"{type(error)} {error}" for word in OF_THE_BROKER):
+                of_the_broker = any(word in f"{type(error)} {error}" for word in OF_THE_BROKER)
+                if of_the_broker or not producer.connection.connected:
                     raise
                 refused.add(queue)
                 text = "durable_jobs: broker refuses queue %r (%s); the loop sends its hints again"

@@ -123,8 +123,7 @@ def own_publisher() -> Iterator[None]:
     publisher.reset()
     yield
     publisher.flush()
-    if publisher.producer is not None:  # a socket of RabbitMQ's client says when it is left open
-        publisher.producer.connection.close()
+    publisher._disconnect()  # a socket of RabbitMQ's client says when it is left open
 
 
 @pytest.fixture(scope="session")

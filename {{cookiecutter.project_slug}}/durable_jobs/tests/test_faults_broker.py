@@ -107,7 +107,7 @@ def test_a_standing_backlog_gets_six_hints_a_job_in_twenty_waits(broker, start_l
     hints = hints_of_each_job(broker)
     waits = (now() - queued).total_seconds() / FAST["REPUBLISH"]
     assert set(hints) == {str(job) for job in jobs}
-    assert min(hints.values()) >= 3
+    assert min(hints.values()) >= 2
     assert max(hints.values()) <= 2 + int(math.log2(waits))
     # A message names many jobs, so a backlog costs the broker little.
     assert broker.llen("default") < 1200 / 10

@@ -10,7 +10,7 @@ from django.db import transaction
 
 from durable_jobs import Job
 from durable_jobs.dialect import Hint
-from durable_jobs.publisher import HORIZON_SECONDS, Publisher, groups
+from durable_jobs.publisher import HORIZON_SECONDS, Publisher, groups, publisher
 from durable_jobs.tests import tasks
 from durable_jobs.tests.conftest import wait_until
 
@@ -107,3 +107,14 @@ def test_a_full_queue_keeps_the_newest_when_the_broker_refuses_them(published, m
     monkeypatch.setattr("durable_jobs.publisher.PAUSES", (0,))
     published._failed(old, OSError("refused"))
     assert [hint.task for hint in published.hints] == ["1", "2", "new"]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_connection_that_was_closed_costs_no_hint(broker):
+    publisher.send([a_hint()])
+    assert publisher.flush()
+    publisher.producer.connection.close()
+    publisher.send([a_hint(), a_hint("another")])
+    wait_until(lambda: publisher.idle.is_set() and not publisher.failures, 5)
+    if broker is not None:  # only Redis can be asked
+        wait_until(lambda: broker.llen("default") == 3, 5)
