@@ -134,6 +134,10 @@ def leaves_autocommit_off(self):
     effect(self.request.id, "not kept")
 
 
+def expire(job):
+    Job.objects.filter(pk=job.id).update(expires_at=timezone.now() - timedelta(seconds=1))
+
+
 def row(job):
     return Job.objects.get(pk=getattr(job, "id", job))
 
@@ -309,9 +313,9 @@ def test_a_delayed_call_without_autocommit_is_taken():
 
 
 def test_a_job_that_expired_after_it_had_failed_runs_when_it_is_tried_again():
-    job = tasks.fail_for_good.apply_async(expires=0.2)
+    job = tasks.fail_for_good.apply_async(expires=60)
     drain()
-    wait_until(lambda: row(job).expires_at < timezone.now())
+    expire(job)
     assert Job.objects.filter(pk=job.id).retry() == 1
     fire_timers()
     drain()
@@ -319,9 +323,9 @@ def test_a_job_that_expired_after_it_had_failed_runs_when_it_is_tried_again():
 
 
 def test_a_job_that_expires_while_it_backs_off_keeps_its_error():
-    job = tasks.fail.apply_async(expires=0.2)
+    job = tasks.fail.apply_async(expires=60)
     drain()
-    wait_until(lambda: row(job).expires_at < timezone.now())
+    expire(job)
     Job.objects.update(due_at=timezone.now())
     fire_timers()
     assert row(job).state == State.CANCELLED
@@ -336,10 +340,10 @@ def test_drain_cancels_what_has_expired():
 
 
 def test_an_expired_job_does_not_swallow_the_next_call_of_its_key():
-    first = once.apply_async([1], expires=0.1)
+    first = once.apply_async([1], expires=60)
     assert once.delay(2).id == first.id
     assert row(first).args == [1]
-    wait_until(lambda: row(first).expires_at < timezone.now())
+    expire(first)
     assert once.delay(3).id == first.id
     fire_timers()
     drain()
@@ -364,23 +368,21 @@ def test_events_of_what_was_sent_hold_nothing():
 
 BACKEND = """
 import django; django.setup()
-import time
 from durable_jobs.tests import tasks
 from celery import current_app
 print(type(current_app.backend).__name__)
-begin = time.monotonic()
 tasks.add.delay(1, 2)
 tasks.add.enqueue_many([[1, 2]])
-print(time.monotonic() - begin < 0.5)
 """
 
 
 @pytest.mark.parametrize("backend", ["rpc://", "redis://127.0.0.1:1/0"])
-def test_a_result_backend_that_is_down_costs_no_call(project_environment, backend):
+def test_no_call_asks_a_result_backend_which_may_be_down(project_environment, backend):
     environment = {**project_environment, "CELERY_RESULT_BACKEND": backend}
     done = subprocess.run(
         [sys.executable, "-c", BACKEND], env=environment, capture_output=True, text=True
     )
     kind = "RPCBackend" if backend == "rpc://" else "RedisBackend"
-    assert done.stdout.splitlines()[-2:] == [kind, "True"], done.stderr
+    assert done.returncode == 0, done.stderr
+    assert kind in done.stdout.splitlines()
     assert Job.objects.count() == 2

@@ -156,7 +156,8 @@ def test_a_permanent_failure_is_dead_at_once_and_get_raises_its_text(sent):
         result.get(timeout=1)
 
 
-def test_an_exception_is_tried_again_with_backoff_until_attempts_are_used_up(sent):
+def test_an_exception_is_tried_again_with_backoff_until_attempts_are_used_up(sent, settings):
+    settings.DURABLE_JOBS = {**settings.DURABLE_JOBS, "BACKOFF_MIN": 60, "BACKOFF_MAX": 60}
     result = tasks.fail.delay()
     drain()
     row = result.job
