@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ import psutil
 import pytest
 import redis
 from celery import current_app
-from django.db import connection
+from django.db import connection, transaction
 
 from durable_jobs.publisher import publisher
 from durable_jobs.tests.tasks import CREATE_TABLE, TABLE
@@ -277,3 +278,25 @@ def now() -> Any:
     with connection.cursor() as cursor:
         cursor.execute("SELECT clock_timestamp()")
         return cursor.fetchone()[0]
+
+
+@contextlib.contextmanager
+def open_transaction(work: Callable[[], object]) -> Iterator[None]:
+    """Do `work` in a transaction that stays open as long as the block."""
+    done, release = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with transaction.atomic():
+            work()
+            done.set()
+            release.wait(60)
+        connection.close()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    try:
+        assert done.wait(10)
+        yield
+    finally:
+        release.set()
+        thread.join()

@@ -17,6 +17,7 @@ from durable_jobs.tests.conftest import (
     EVERYTHING,
     FAST,
     effects,
+    open_transaction,
     terminate_connections,
     wait_until,
 )
@@ -73,30 +74,15 @@ def test_a_row_that_a_user_holds_locked_makes_neither_loop_nor_worker_wait(crew,
     start_loop()
     crew(work="-c 1 -Q default")
     held = [tasks.write.apply_async(["held"], countdown=1) for _ in range(50)]
-    locked, release = threading.Event(), threading.Event()
-
-    def hold():
-        with transaction.atomic():
-            list(Job.objects.select_for_update().filter(pk__in=[job.id for job in held]))
-            locked.set()
-            release.wait(60)
-        connection.close()
-
-    thread = threading.Thread(target=hold)
-    thread.start()
-    try:
-        assert locked.wait(10)
+    rows = Job.objects.filter(pk__in=[job.id for job in held])
+    with open_transaction(lambda: list(rows.select_for_update())):
         free = [tasks.write.apply_async([f"free {n}"], countdown=1) for n in range(50)]
         wait_until(lambda: len(effects("end free")) == len(free), 15)
         begin = time.monotonic()
         assert fire_timers().total() == 0
         assert time.monotonic() - begin < 0.5
-        overdue = Job.objects.filter(pk__in=[job.id for job in held], state=State.SCHEDULED)
-        assert overdue.overdue(0).count() == 50
+        assert rows.filter(state=State.SCHEDULED).overdue(0).count() == 50
         assert waiting_for_locks() == 0
-    finally:
-        release.set()
-        thread.join()
     wait_until(lambda: len(effects("end held")) == 50)
     assert not Job.objects.exclude(attempts=1).exists()
 

@@ -1,14 +1,12 @@
 """A user's transaction that stays open holds a row, or a key: nobody else waits for it long."""
 
-import threading
 import time
-from contextlib import contextmanager
 from datetime import timedelta
 from uuid import UUID
 
 import pytest
 from django.contrib.auth.models import Group
-from django.db import connection, transaction
+from django.db import connection
 
 from durable_jobs.heartbeat import heartbeat
 from durable_jobs.models import Job
@@ -16,7 +14,15 @@ from durable_jobs.reconcile import loop
 from durable_jobs.reconcilers import enqueue_for
 from durable_jobs.slices import claim
 from durable_jobs.tests import tasks
-from durable_jobs.tests.conftest import CONTROL, FAST, WORK, effects, now, wait_until
+from durable_jobs.tests.conftest import (
+    CONTROL,
+    FAST,
+    WORK,
+    effects,
+    now,
+    open_transaction,
+    wait_until,
+)
 
 State = Job.State
 pytestmark = [
@@ -24,28 +30,6 @@ pytestmark = [
     pytest.mark.faults,
     pytest.mark.skipif(connection.vendor != "postgresql", reason="needs locks on rows"),
 ]
-
-
-@contextmanager
-def open_transaction(work):
-    """Do `work` in a transaction that stays open as long as the block."""
-    done, release = threading.Event(), threading.Event()
-
-    def hold():
-        with transaction.atomic():
-            work()
-            done.set()
-            release.wait(60)
-        connection.close()
-
-    thread = threading.Thread(target=hold)
-    thread.start()
-    try:
-        assert done.wait(10)
-        yield
-    finally:
-        release.set()
-        thread.join()
 
 
 def test_a_lease_whose_row_is_locked_is_renewed_soon_after(jobs_db, broker):
