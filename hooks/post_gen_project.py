@@ -4,6 +4,7 @@ import json
 import os
 import secrets
 import shutil
+import sys
 from pathlib import Path
 
 ANSWERS = json.loads(r"""{{ cookiecutter | tojson }}""")
@@ -13,6 +14,14 @@ SECRETS = {
     "# SERVICES_PASSWORD=": secrets.token_urlsafe(24),
     "# FLOWER_BASIC_AUTH=": f"dev:{secrets.token_urlsafe(12)}",
 }
+
+if not Path("packages").is_dir():  # a link that arrived as a text file: a zip archive, Windows
+    sys.exit("Nothing was generated. packages is no folder: take the template by git, on Linux, macOS or WSL.")
+for leftover in ("tests", "build", "dist"):
+    for folder in Path("packages").glob(f"*/{leftover}"):
+        shutil.rmtree(folder)
+for cache in [*Path("packages").rglob("__pycache__"), *Path("packages").rglob("*.egg-info")]:
+    shutil.rmtree(cache)
 
 settings = Path(".env.example").read_text()
 for name, secret in SECRETS.items():

@@ -9,7 +9,7 @@ ANSWERS = json.loads(r"""{{ cookiecutter | tojson }}""")
 # Names of ours, of what the project imports, and of commands that would be shadowed.
 TAKEN = {
     "billiard", "celery", "config", "deploy", "devstack", "django", "durable_jobs", "environ",
-    "flower", "gunicorn", "kombu", "manage", "notes", "probes", "psycopg", "redis", "sentry_sdk",
+    "flower", "gunicorn", "kombu", "manage", "notes", "queue_probes", "psycopg", "redis", "sentry_sdk",
     "site", "structlog", "test", "tests", "whitenoise",
 }  # fmt: skip
 REQUIRES_PYTHON = {"5.2": "3.11", "6.1": "3.12"}

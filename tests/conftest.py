@@ -54,7 +54,7 @@ def export(target: Path) -> Path:
     for name in filter(None, listing.stdout.split("\0")):
         if (TEMPLATE / name).exists():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(TEMPLATE / name, target / name)
+            shutil.copy2(TEMPLATE / name, target / name, follow_symlinks=False)
     return target
 
 

@@ -255,5 +255,5 @@ def test_broker_that_hangs_makes_web_not_ready_and_no_worker_unhealthy(stack: St
     finally:
         stack.compose("unpause", broker)
     wait_for("readiness", 60, lambda: status(ready) == 200)
-    wait_for("probes", 90, lambda: verdicts(stack)[0] == 200)
+    wait_for("queue_probes", 90, lambda: verdicts(stack)[0] == 200)
     wait_for_copies(stack, write_note(stack, copies=4, seconds=0), 4, seconds=120)

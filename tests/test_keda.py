@@ -36,7 +36,7 @@ def test_keda_alone_sets_the_number_of_workers(scaled: list[Object]) -> None:
 def test_keda_asks_for_a_metric_and_labels_that_are_printed(
     project: Path, scaled: list[Object]
 ) -> None:
-    source = (project / "probes/metrics.py").read_text()
+    source = (project / "queue_probes/metrics.py").read_text()
     jobs = source.partition("def of_jobs(")[2].partition("\ndef ")[0]
     labels = set(ast.literal_eval(re.search(r"labels = (\[.*\])", jobs)[1]))
     states = set(

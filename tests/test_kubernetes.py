@@ -257,9 +257,9 @@ def test_probes_of_web_ask_paths_that_exist_and_none_the_queues(
     web = container(workloads(objects)["web"])
     paths = [web[probe]["httpGet"]["path"] for probe in PROBES]
     assert paths == ["/healthz/live", "/healthz/live", "/healthz/ready?only=database"]
-    views = assigned(project / "probes/middleware.py", "VIEWS")
+    views = assigned(project / "queue_probes/middleware.py", "VIEWS")
     assert {ast.literal_eval(path) for path in views.keys} > {p.partition("?")[0] for p in paths}
-    timeout = re.search(r'"TIMEOUT": ([\d.]+)', (project / "probes/conf.py").read_text())
+    timeout = re.search(r'"TIMEOUT": ([\d.]+)', (project / "queue_probes/conf.py").read_text())
     assert web["readinessProbe"]["timeoutSeconds"] > float(timeout[1])
 
 

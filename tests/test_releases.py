@@ -23,7 +23,7 @@ RELEASE = 'import sys\nif sys.argv[1] == "tasks":\n    print(\'{"tasks": {}, "qu
 POSTGRES = """\
 Traceback (most recent call last):
   File "a.py", line 1, in <module>
-psycopg.errors.UndefinedColumn: column probes_queue.note does not exist
+psycopg.errors.UndefinedColumn: column queue_probes_queue.note does not exist
 LINE 1: SELECT 1
 
 The above exception was the direct cause of the following exception:
@@ -31,11 +31,11 @@ The above exception was the direct cause of the following exception:
 Traceback (most recent call last):
   File "b.py", line 2, in <module>
     raise dj_exc_value.with_traceback(traceback) from exc_value
-django.db.utils.ProgrammingError: column probes_queue.note does not exist
-LINE 1: SELECT "probes_queue"."note" FROM "probes_queue"
+django.db.utils.ProgrammingError: column queue_probes_queue.note does not exist
+LINE 1: SELECT "queue_probes_queue"."note" FROM "queue_probes_queue"
                ^
 DETAIL: Failing row contains (1, a customer's name).
-HINT:  Perhaps you meant to reference the column "probes_queue.name".
+HINT:  Perhaps you meant to reference the column "queue_probes_queue.name".
 """
 
 
@@ -245,7 +245,7 @@ def test_a_setting_that_is_no_url_is_named_and_not_shown(
 
 
 def test_of_a_traceback_the_error_is_told_and_no_value() -> None:
-    error = "django.db.utils.ProgrammingError: column probes_queue.note does not exist"
+    error = "django.db.utils.ProgrammingError: column queue_probes_queue.note does not exist"
     assert releases.reason(POSTGRES) == error
     for value in ("'hunter2'", '"it\'s"', "'a' and 'b'"):
         text = f"Traceback (most recent call last):\n  File\nValueError: Port as {value}\n"

@@ -4,8 +4,9 @@ import os
 
 from celery import Celery, signals
 
-from config import logging, project
-from config.liveness import Heartbeat, KeepSent, watch_beat
+from config import project
+from hardened_celery import logging
+from hardened_celery.liveness import Heartbeat, KeepSent, watch_beat
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
 

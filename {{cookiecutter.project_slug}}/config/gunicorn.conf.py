@@ -2,7 +2,7 @@
 
 import os
 
-from config import logging, sentry
+from hardened_celery import logging, sentry
 
 bind = os.environ.get("GUNICORN_BIND", "127.0.0.1:8000")
 worker_class = "gthread"

@@ -12,8 +12,9 @@ import django
 import environ
 from django.core.exceptions import ImproperlyConfigured
 
-from config import logging as project_logging
-from config import project, sentry
+from config import project
+from hardened_celery import logging as project_logging
+from hardened_celery import sentry
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 env = environ.Env()
@@ -46,14 +47,14 @@ INSTALLED_APPS = [
     "whitenoise.runserver_nostatic",
     "django.contrib.staticfiles",
     "django_migration_linter",
-    "config.celery_checks.CeleryChecksConfig",
+    "hardened_celery",
     "durable_jobs",
-    "probes",
+    "queue_probes",
     *(["notes"] if project.EXAMPLE_APP else []),
 ]
 
 MIDDLEWARE = [
-    "probes.middleware.HealthMiddleware",
+    "queue_probes.middleware.HealthMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -102,12 +103,12 @@ CELERY_BEAT_SCHEDULE = {
         "options": {"queue": "control", "expires": 5.0},
     },
     # Only shows that beat's scheduler turns; a thread of beat sends the probes.
-    "probes.probe": {"task": "probes.probe", "schedule": 10.0},
+    "queue_probes.probe": {"task": "queue_probes.probe", "schedule": 10.0},
 }
 # Who hears of a queue that does not move; each of the three may be left out.
 _mails = env.list("DJANGO_ADMINS", default=[])
 ADMINS = _mails if django.VERSION >= (6,) else [(mail, mail) for mail in _mails]
-PROBES = {
+QUEUE_PROBES = {
     "WEBHOOK": env.str("PROBES_WEBHOOK", default=""),
     "TOKEN": env.str("PROBES_TOKEN", default=""),
 }

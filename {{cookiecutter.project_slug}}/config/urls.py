@@ -8,7 +8,7 @@ from config import project
 
 urlpatterns = [
     path("admin/", admin.site.urls),
-    path("", include("probes.urls")),
+    path("", include("queue_probes.urls")),
     path("jobs/", include("durable_jobs.urls")),
     path(
         "",

@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from config import logging, sentry
 from durable_jobs.models import Job
-from probes.models import Finished, Node, Queue
+from queue_probes.models import Finished, Node, Queue
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "deploy" / "monitoring"

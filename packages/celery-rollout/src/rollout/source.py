@@ -1,0 +1,100 @@
+"""What a deploy is asked to bring up: the commit of a checkout, or a release that is there."""
+
+import argparse
+import math
+import re
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+
+from rollout.releases import Releases
+
+def seconds(text: str) -> float:
+    """Parse a positive number of seconds."""
+    with suppress(ValueError):
+        if 0 < (value := float(text)) < math.inf:
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
+
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
+RESERVED = ("current", "previous", "none", "init", "status")
+
+
+class RefusedError(Exception):
+    """The command must not begin; the message says why, and what would be right."""
+
+
+def commit_of(source: Path) -> str | None:
+    """Return the commit checked out in a folder, None where it is no git checkout.
+
+    Raises RefusedError when git refuses, or when the folder holds changes that are not committed.
+    """
+    git = ["git", "-C", str(source)]
+    found = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
+    if found.returncode:
+        if any((folder / ".git").exists() for folder in (source, *source.parents)):
+            empty = "unknown revision" in found.stderr
+            why = "nothing is committed yet" if empty else found.stderr.splitlines()[0]
+            if "dubious ownership" in why:  # somebody else's checkout
+                why += f"; `git config --global --add safe.directory {source}` allows it to root"
+            raise RefusedError(f"{source}: {why}")
+        return None
+    changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True)
+    if changes.stdout:
+        raise RefusedError(f"commit these changes first, or stash them:\n{changes.stdout.rstrip()}")
+    return found.stdout.strip()
+
+
+def wanted(platform: Releases, options: argparse.Namespace) -> tuple[str, Path, str | None]:
+    """Return name, source and commit of the release that the command line asks for.
+
+    Raises RefusedError when that is none, or when the name is taken by another commit.
+    """
+    source = Path(options.source).resolve()
+    built = platform.built()
+    if options.to is not None:
+        if options.to not in built:
+            raise RefusedError(f"there is no release {options.to}; there are: {', '.join(built)}")
+        refuse_other_settings(platform, options.to)
+        return options.to, source, platform.commit(options.to)
+    if not (source / "uv.lock").is_file():
+        raise RefusedError(
+            "there is no uv.lock: `uv lock` makes it; commit it, so that each build"
+            " installs the same"
+        )
+    commit = commit_of(source)
+    release = (commit or "")[:12] if options.name is None else options.name
+    if options.name is None and commit is None:
+        raise RefusedError(f"{source} is no git checkout: name the release with --name")
+    if release in RESERVED or not NAME.fullmatch(release):
+        raise RefusedError(
+            f"{release!r} cannot name a release: up to 40 letters, digits, `.`, `_` and `-`, the"
+            f" first a letter or digit, and none of {', '.join(RESERVED)}"
+        )
+    if release in built and platform.commit(release) != commit:
+        raise RefusedError(
+            f"{release} is another commit, {platform.commit(release)}: choose another name, or"
+            f" deploy that one with --to {release}"
+        )
+    refuse_other_settings(platform, release)
+    return release, source, commit
+
+
+def refuse_other_settings(platform: Releases, release: str) -> None:
+    """Raise RefusedError where settings have changed that a running release would not read."""
+    if platform.runs_with_other_settings(release):
+        raise RefusedError(
+            f"{release} runs with other settings than those of {platform.home}/env; to apply these"
+            f" give it another name: deploy/deploy --name {release}-2"
+        )
+
+
+def must_be_checkout(folder: str) -> None:
+    """Raise RefusedError where a folder is not a checkout of the project."""
+    if not (Path(folder) / "manage.py").is_file():
+        raise RefusedError(
+            f"{Path(folder).resolve()} is not a checkout of the project: it has no manage.py. Nor"
+            f" is {folder!r} a command: those are deploy/deploy [init|status], deploy/rollback and"
+            " deploy/manage"
+        )

@@ -1,0 +1,37 @@
+"""Command line: `python -m devstack up [--services-only]`, `python -m devstack run -- COMMAND`."""
+
+import argparse
+import os
+import sys
+
+from devstack import commands, project
+from devstack.programs import ROOT
+from devstack.state import StackError
+
+
+def main() -> int:
+    """Do what the command line says; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m devstack", description=__doc__)
+    wanted = parser.add_subparsers(dest="wanted", required=True)
+    up = wanted.add_parser("up", help="run the whole stack until Ctrl-C")
+    up.add_argument(
+        "--services-only",
+        action="store_true",
+        help="only database and broker, for programs that you start in a debugger",
+    )
+    run = wanted.add_parser("run", help="run a command with database and broker")
+    run.add_argument("command", nargs="+", help="after --")
+    arguments = parser.parse_args()
+    os.chdir(ROOT)
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", project.SETTINGS)
+    try:
+        if arguments.wanted == "up":
+            return commands.up(services_only=arguments.services_only)
+        return commands.run(arguments.command)
+    except StackError as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,333 @@
+"""The whole stack of `make up`, in copies of this project, with real processes and signals."""
+
+import http.cookiejar
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+import redis
+from celery import Celery
+
+from devstack.postgres import other_user
+from devstack.state import birth
+from tests.processes import wait_until
+
+ROOT = Path(__file__).resolve().parent.parent
+PROGRAMS = {"web", "worker", "control", "beat", "flower", "postgres", "valkey"}
+LEFT_OUT = (".*", "__pycache__", "staticfiles")
+OURS = re.compile("DATABASE_URL|CELERY_|DJANGO_|FLOWER_|SENTRY_|GUNICORN_|WEB_|WORKER_")
+APP = Celery(set_as_current=False)
+linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+class Project:
+    """A copy of this project without `.env`, as after a fresh clone, and its stack."""
+
+    def __init__(self, folder: Path, prefix: tuple[str, ...] = ()) -> None:
+        self.folder = folder
+        self.prefix = prefix
+        self.output = folder.with_suffix(".out")
+        shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*LEFT_OUT))
+
+    def command(self, *arguments: str) -> list[str]:
+        return [*self.prefix, sys.executable, "-m", "devstack", *arguments]
+
+    def environment(self, **more: str) -> dict[str, str]:
+        return {name: value for name, value in os.environ.items() if not OURS.match(name)} | more
+
+    def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(*arguments),
+            cwd=self.folder,
+            env=self.environment(**environment),
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    def up(self) -> None:
+        with self.output.open("a") as output:
+            self.runner = subprocess.Popen(
+                self.command("up"),
+                cwd=self.folder,
+                env=self.environment(),
+                stdout=output,
+                stderr=output,
+            )
+        wait_until(lambda: self.state_file.exists() or self.runner.poll() is not None, 90)
+        assert self.state_file.exists(), self.output.read_text()
+
+    def down(self, number: signal.Signals = signal.SIGTERM) -> int:
+        self.runner.send_signal(number)
+        return self.runner.wait(40)
+
+    @property
+    def state_file(self) -> Path:
+        return self.folder / ".dev" / "stack.json"
+
+    @property
+    def state(self) -> dict:
+        return json.loads(self.state_file.read_text())
+
+    @property
+    def pids(self) -> dict[str, int]:
+        return self.state["processes"]
+
+    def wait_for_output(self, text: str, after: int = 0) -> None:
+        wait_until(lambda: text in self.output.read_text()[after:], 60, text)
+
+    def run_task(self) -> None:
+        """Send a task and wait until the worker says that it ran."""
+        with APP.connection_for_write(self.state["broker_url"]) as broker:
+            result = APP.send_task("celery.accumulate", queue="high", connection=broker)
+        wait_until(lambda: any(result.id in line for line in self.successes()), 60, result.id)
+
+    def successes(self) -> list[str]:
+        lines = self.output.read_text().splitlines()
+        return [line for line in lines if line.startswith("worker") and "succeeded" in line]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    """A project whose stack is up; every test leaves it up."""
+    project = Project(tmp_path_factory.mktemp("devstack") / "project")
+    project.up()
+    yield project
+    if project.runner.poll() is None:
+        project.down()
+
+
+def family(pid: int) -> set[int]:
+    """Return a process and all its descendants, those in other sessions too."""
+    table = subprocess.check_output(["ps", "-A", "-o", "pid=,ppid="], text=True)
+    parents = dict(map(int, line.split()) for line in table.splitlines())
+    found, size = {pid}, 0
+    while size < len(found):
+        size = len(found)
+        found |= {child for child, parent in parents.items() if parent in found}
+    return found
+
+
+def get(url: str) -> int:
+    """Return the status code, 0 when nobody listens."""
+    try:
+        with urllib.request.build_opener().open(url, timeout=10) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+    except urllib.error.URLError:
+        return 0
+
+
+def log_in(web: str, password: str) -> bool:
+    """Log into the admin as a browser would."""
+    cookies = http.cookiejar.CookieJar()
+    opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(cookies))
+    with opener.open(f"{web}admin/login/", timeout=10) as page:
+        token = re.search(r'csrfmiddlewaretoken" value="(\w+)"', page.read().decode())
+    fields = {"username": "admin", "password": password, "csrfmiddlewaretoken": token[1]}
+    fields["next"] = "/admin/"
+    with opener.open(f"{web}admin/login/", urllib.parse.urlencode(fields).encode()) as page:
+        return page.url == f"{web}admin/"
+
+
+def test_every_program_runs_and_is_named_with_its_pid(project):
+    assert project.pids.keys() == PROGRAMS
+    names = {name: Path(f"/proc/{pid}/cmdline") for name, pid in project.pids.items()}
+    assert all(birth(pid) for pid in project.pids.values())
+    if sys.platform == "linux":
+        assert b"celery" in names["worker"].read_bytes()
+        assert b"postgres" in names["postgres"].read_bytes()
+
+
+def test_web_reaches_database_and_broker(project):
+    assert get(f"{project.state['web']}healthz/ready") == 200
+
+
+def test_admin_takes_the_login_that_is_printed(project):
+    password = (project.folder / ".dev" / "admin-password").read_text()
+    assert f"admin / {password}" in project.output.read_text()
+    assert log_in(project.state["web"], password)
+
+
+def test_printed_line_runs_a_task(project):
+    line = re.search(r"(\S+ manage.py shell -c .*)", project.output.read_text())[1]
+    before = len(project.successes())
+    subprocess.run(line, shell=True, cwd=project.folder, env=project.environment(), check=True)  # noqa: S602
+    wait_until(lambda: len(project.successes()) > before, 60)
+
+
+def test_workers_share_the_queues_as_in_production(project):
+    command = (sys.executable, "-m", "celery", "-A", "config", "inspect", "active_queues", "--json")
+    answers = json.loads(project.run("run", "--", *command).stdout)
+    queues = {
+        node.partition("@")[0]: {one["name"] for one in all_} for node, all_ in answers.items()
+    }
+    assert queues == {"worker": {"default", "high", "low"}, "control": {"control"}}
+
+
+def test_nobody_gets_in_without_a_password(project):
+    state = project.state
+    with pytest.raises(redis.AuthenticationError):
+        redis.Redis(port=urllib.parse.urlsplit(state["broker_url"]).port).ping()
+    with pytest.raises(psycopg.OperationalError, match="password"):
+        psycopg.connect(re.sub(":[^:@]+@", ":wrong@", state["database_url"]))
+    assert get(state["flower"]) == 401
+
+
+@linux
+def test_everything_listens_on_loopback_only(project):
+    sockets = set()
+    for pid in family(project.runner.pid):
+        for descriptor in Path(f"/proc/{pid}/fd").glob("*"):
+            if descriptor.is_symlink() and os.readlink(descriptor).startswith("socket:["):
+                sockets.add(os.readlink(descriptor)[8:-1])
+    lines = [
+        line.split()
+        for table in ("tcp", "tcp6")
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]
+    ]
+    addresses = [line[1] for line in lines if line[3] == "0A" and line[9] in sockets]
+    assert len(addresses) == 4  # PostgreSQL, Valkey, web, Flower
+    assert {address.partition(":")[0] for address in addresses} == {"0100007F"}
+
+
+def test_secrets_are_for_their_owner_only_and_in_no_command_line(project):
+    folder = project.folder / ".dev"
+    files = [
+        folder / "env",
+        folder / "stack.json",
+        *folder.rglob("*password"),
+        folder / "secret-key",
+    ]
+    assert len(files) == 7
+    assert {oct(file.stat().st_mode & 0o777) for file in files} == {"0o600"}
+    secrets = [file.read_text() for file in folder.rglob("*password")]
+    arguments = subprocess.check_output(["ps", "-A", "-o", "args="], text=True)
+    assert not [secret for secret in secrets if secret in arguments]
+
+
+def test_second_up_is_refused_in_one_line_that_names_the_first(project):
+    second = project.run("up")
+    assert second.returncode == 1
+    assert second.stdout == ""
+    (line,) = second.stderr.splitlines()
+    assert project.state["web"] in line
+    assert str(project.runner.pid) in line
+
+
+def test_run_uses_the_stack_that_is_up(project):
+    code = "import os; print(os.environ['DATABASE_URL']); raise SystemExit(3)"
+    done = project.run("run", "--", sys.executable, "-c", code)
+    assert (done.stdout.strip(), done.returncode) == (project.state["database_url"], 3)
+
+
+@pytest.mark.parametrize("names", [("worker", "web", "beat"), ("postgres", "valkey", "control")])
+def test_killed_processes_come_back(project, names):
+    before, position = project.pids, len(project.output.read_text())
+    for name in names:
+        os.kill(before[name], signal.SIGKILL)
+    for name in names:
+        project.wait_for_output(f"{name} DIED: killed by SIGKILL", position)
+        project.wait_for_output(f"{name} is up again", position)
+        wait_until(lambda name=name: project.pids[name] != before[name], 10)
+    project.run_task()
+    assert get(f"{project.state['web']}healthz/ready") == 200
+
+
+@linux
+def test_killed_launcher_takes_its_worker_down_and_both_come_back(project):
+    worker, position = project.pids["worker"], len(project.output.read_text())
+    launcher = int(re.search(r"PPid:\s+(\d+)", Path(f"/proc/{worker}/status").read_text())[1])
+    os.kill(launcher, signal.SIGKILL)
+    project.wait_for_output("worker DIED: killed by SIGKILL", position)
+    project.wait_for_output("worker is up again", position)
+    assert not birth(worker)
+    assert project.pids["worker"] != worker
+
+
+def test_broken_file_does_not_end_the_stack_and_the_mended_one_is_live(project):
+    urls, celery = project.folder / "config" / "urls.py", project.folder / "config" / "celery.py"
+    good, before, position = celery.read_text(), project.pids, len(project.output.read_text())
+    celery.write_text("this is no Python\n")
+    project.wait_for_output("worker DIED: exit code", position)
+    celery.write_text(good)
+    with urls.open("a") as file:
+        file.write("from queue_probes.views import live\n")
+        file.write('urlpatterns.append(path("new-page", live))\n')
+    wait_until(lambda: get(f"{project.state['web']}new-page") == 200, 60)
+    project.wait_for_output("worker is up again", position)
+    project.run_task()
+    changed = {name for name, pid in project.pids.items() if pid != before[name]}
+    assert changed == {"web", "worker", "control", "beat"}
+
+
+def test_app_that_is_made_meanwhile_is_watched_as_well(project):
+    app, position = project.folder / "later", len(project.output.read_text())
+    app.mkdir()
+    (app / "__init__.py").write_text("")
+    project.wait_for_output("later/__init__.py changed", position)
+    project.wait_for_output("worker is up again", position)
+    position = len(project.output.read_text())
+    (app / "tasks.py").write_text("")
+    project.wait_for_output("later/tasks.py changed", position)
+    project.wait_for_output("worker is up again", position)
+
+
+def test_sigterm_stops_everything_in_reverse_order_and_the_data_stays(project):
+    password = (project.folder / ".dev" / "admin-password").read_text()
+    redis.Redis.from_url(project.state["broker_url"]).rpush("kept", "message")
+    everything, position = family(project.runner.pid), len(project.output.read_text())
+    assert project.down(signal.SIGTERM) == 0
+    assert [pid for pid in everything if birth(pid)] == []
+    assert not project.state_file.exists()
+    assert not (project.folder / ".dev" / "env").exists()
+    said = re.findall(r"stack +\| stopping (.*)", project.output.read_text()[position:])
+    assert said == ["flower, beat, control, worker, web", "valkey, postgres"]
+    project.up()
+    assert log_in(project.state["web"], password)
+    assert redis.Redis.from_url(project.state["broker_url"]).lrange("kept", 0, -1) == [b"message"]
+
+
+@linux
+def test_neighbour_runs_beside_it_as_an_ordinary_user_and_leaves_nothing_when_killed(
+    project, tmp_path
+):
+    neighbour = Project(tmp_path / "neighbour", tuple(other_user()))
+    neighbour.up()
+    everything = family(neighbour.runner.pid)
+    try:
+        ports = re.compile(r":(\d+)/")
+        assert not {*ports.findall(str(project.state))} & {*ports.findall(str(neighbour.state))}
+        neighbour.run_task()
+        assert get(f"{project.state['web']}healthz/ready") == 200
+        assert get(f"{neighbour.state['web']}healthz/ready") == 200
+    finally:
+        neighbour.runner.kill()
+        neighbour.runner.wait()
+    wait_until(lambda: not [pid for pid in everything if birth(pid)], 30)
+
+
+def test_stack_that_cannot_start_says_why_and_ends(tmp_path):
+    project = Project(tmp_path / "project")
+    start = time.monotonic()
+    done = project.run("up", DATABASE_URL="postgres://nobody:x@127.0.0.1:1/none")
+    assert done.returncode == 1
+    assert time.monotonic() - start < 40
+    assert "the database could not be prepared" in done.stdout
+    assert "refused" in done.stdout.splitlines()[-2] + done.stdout.splitlines()[-1]
+    assert "stopping valkey\n" in done.stdout
+    assert not (project.folder / ".dev" / "postgres").exists()

@@ -1,0 +1,40 @@
+"""The Celery application of the tests' workers: the project's settings, with what a test changes.
+
+`celery -A tests.worker_app` reads TEST_DATABASE (a name) and TEST_DURABLE_JOBS (JSON).
+"""
+
+import json
+import os
+
+import django
+from celery import Celery
+from django.conf import settings
+
+settings.DATABASES["default"]["NAME"] = os.environ["TEST_DATABASE"]
+settings.DURABLE_JOBS = json.loads(os.environ.get("TEST_DURABLE_JOBS", "{}"))
+django.setup()
+
+app = Celery("durable_jobs_tests", task_cls="durable_jobs:JobTask")
+app.config_from_object("django.conf:settings", namespace="CELERY")
+app.conf.include = ["tests.tasks", "durable_jobs.tasks"]
+from durable_jobs.conf import conf  # noqa: E402
+
+app.conf.beat_schedule = {
+    "reconcile": {
+        "task": "durable_jobs.reconcile",
+        "schedule": conf.TICK,
+        "options": {"queue": "control", "expires": 5},
+    }
+}
+app.conf.include.append("tests.release")
+if "TEST_PERIODIC" in os.environ:
+    app.conf.beat_schedule["nightly"] = {
+        "task": "tests.tasks.nightly",
+        "schedule": 0.3,
+    }
+if seconds := os.environ.get("TEST_VISIBILITY_TIMEOUT"):
+    app.conf.broker_transport_options = {
+        **app.conf.broker_transport_options,
+        "visibility_timeout": float(seconds),
+        "unacked_restore_interval": 1,
+    }

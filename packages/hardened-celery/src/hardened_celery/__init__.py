@@ -1,0 +1,1 @@
+"""A doctor of Celery settings, a worker launcher that loses nothing, liveness, logs and Sentry."""

@@ -1,0 +1,234 @@
+"""The page for staff: the queues, who works, what runs and what died; and its JSON.
+
+Every query reads a bounded number of rows through an index, however many jobs the table holds.
+"""
+
+import logging
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from django.conf import settings
+from django.contrib.auth.views import redirect_to_login
+from django.core.exceptions import PermissionDenied
+from django.db.models import F, Max
+from django.db.models.functions import Now, Right, TruncMinute
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.shortcuts import render
+from django.urls import NoReverseMatch, reverse
+from django.views.decorators.cache import never_cache
+from django.views.decorators.csrf import csrf_protect
+from django.views.decorators.http import require_POST, require_safe
+
+from queue_probes.conf import conf
+from queue_probes.diagnosis import verdicts
+from queue_probes.jobsample import counts, dead, job_model, unfinished
+from queue_probes.models import JobSample, Node, Queue, Sample
+from queue_probes.tasks import RELEASE
+
+logger = logging.getLogger("queue_probes")
+# How far the curves go back; they have a point a minute.
+MINUTES = 180
+SHOWN = 20
+WORKERS = 100
+# Where counting ends, and among how many unfinished jobs the running ones are looked for: those
+# whose timers fire first, and a running job's fires within its lease.
+COUNTED = 5_000
+# Dead jobs are grouped, and retried by group, among the newest of them.
+DEAD = 1_000
+# More than so many jobs are not retried at once, but at this pace.
+RETRY_AT_ONCE = 100
+RETRY_PER_SECOND = 10
+TAIL_CHARS = 1000
+HEADLINE_CHARS = 150
+
+
+@never_cache
+@require_safe
+def page(request: HttpRequest) -> HttpResponse:
+    """Show the frame of the page, which its script fills."""
+    if _staff(request):
+        return render(request, "queue_probes/status.html")
+    user = getattr(request, "user", None)
+    if user is not None and user.is_authenticated:
+        raise PermissionDenied
+    try:
+        login = reverse("admin:login")
+    except NoReverseMatch:
+        login = str(settings.LOGIN_URL)
+    return redirect_to_login(request.get_full_path(), login)
+
+
+@never_cache
+@require_safe
+def data(request: HttpRequest) -> JsonResponse:
+    """Return everything the page shows; spans are seconds, measured by the database."""
+    if not _staff(request):
+        return JsonResponse({"error": "for staff only"}, status=403)
+    now = Queue.objects.annotate(now=Now()).values_list("now", flat=True).first()
+    body = {
+        "minutes": MINUTES,
+        "interval": conf.INTERVAL,
+        "release": RELEASE,
+        "queues": queues(now),
+        "beat": beat(),
+        "workers": workers(),
+        "jobs": jobs(request, now) if job_model() else None,
+    }
+    return JsonResponse(body)
+
+
+@require_POST
+@csrf_protect
+def retry(request: HttpRequest) -> JsonResponse:
+    """Retry one dead job (`job`), or those of a `task`; return how many will run again."""
+    if not (_staff(request) and job_model() and _may(request, "change_job")):
+        return JsonResponse({"error": "you may not retry jobs"}, status=403)
+    job, task = request.POST.get("job"), request.POST.get("task")
+    known = dead().values_list("pk", "task")[:DEAD]
+    chosen = [pk for pk, of in known if str(pk) == job or of == task]
+    spread = 0 if len(chosen) <= RETRY_AT_ONCE else len(chosen) / RETRY_PER_SECOND
+    retried = job_model().objects.filter(pk__in=chosen, state="dead").retry(spread)
+    logger.info("user %s retried %d dead jobs: %s", request.user.pk, retried, task or job)
+    return JsonResponse({"chosen": len(chosen), "retried": retried, "seconds": spread})
+
+
+def _staff(request: HttpRequest) -> bool:
+    user = getattr(request, "user", None)
+    return user is not None and user.is_active and user.is_staff
+
+
+def _may(request: HttpRequest, permission: str) -> bool:
+    return bool(request.user.has_perm(f"durable_jobs.{permission}"))
+
+
+def queues(now: datetime | None) -> list[dict[str, Any]]:
+    """Return the verdict of each queue, and by minute the longest latency of its probes."""
+    curves: dict[str, list[float | None]] = {}
+    if now:
+        found = (
+            Sample.objects.filter(at__gt=now - timedelta(minutes=MINUTES))
+            .values("queue", minute=TruncMinute("at", tzinfo=UTC))
+            .annotate(longest=Max("latency"))
+        )
+        for row in found:
+            curve = curves.setdefault(row["queue"], [None] * MINUTES)
+            _put(curve, now, row["minute"], round(row["longest"], 4))
+    return [
+        {**verdict.as_dict(), "fine": verdict.fine, "curve": curves.get(verdict.queue, [])}
+        for verdict in verdicts()
+    ]
+
+
+def beat() -> dict[str, Any]:
+    """Return since when beat has not looked, and what the broker said to it."""
+    last = Queue.objects.annotate(now=Now()).order_by(F("seen_at").desc(nulls_last=True)).first()
+    if last is None or last.seen_at is None:
+        return {"age": None, "fine": False, "failure": ""}
+    age = _since(last, last.seen_at)
+    fine = age <= max(conf.THRESHOLD, 3 * conf.INTERVAL)
+    return {"age": age, "fine": fine, "failure": last.failure if last.failing_since else ""}
+
+
+def workers() -> list[dict[str, Any]]:
+    """Return what each worker says of itself, and for how long it has been silent."""
+    return [
+        {
+            "name": node.name,
+            "queues": node.queues,
+            "release": node.release,
+            "slots": node.slots,
+            "active": node.active,
+            "oldest": _since(node, node.oldest_at),
+            "silent": _since(node, node.seen_at),
+            "fine": _since(node, node.seen_at) < conf.NODE_TTL,
+        }
+        for node in Node.objects.annotate(now=Now())[:WORKERS]
+    ]
+
+
+def jobs(request: HttpRequest, now: datetime | None) -> dict[str, Any]:
+    """Return how many jobs are in which state, and to who may view jobs what runs and what died."""
+    curves: dict[str, list[int | None]] = {}
+    if now:
+        for row in JobSample.objects.filter(at__gt=now - timedelta(minutes=MINUTES)):
+            for state, count in row.counts.items():
+                _put(curves.setdefault(state, [None] * MINUTES), now, row.at, count)
+    current = counts(COUNTED)
+    full = sum(current.values()) - current["dead"] >= COUNTED
+    return {
+        "states": [
+            {
+                "state": state,
+                "count": count,
+                "capped": count >= COUNTED if state == "dead" else full,
+                "curve": curves.get(state, []),
+            }
+            for state, count in current.items()
+        ],
+        "running": running() if _may(request, "view_job") else None,
+        "dead": died() if _may(request, "view_job") else None,
+        "retry": _may(request, "change_job"),
+    }
+
+
+def running() -> list[dict[str, Any]]:
+    """Return the jobs that started last, of those that run."""
+    from durable_jobs.admin_list import among
+
+    names = ("pk", "task", "queue", "worker", "progress", "message", "attempts", "started_at")
+    soonest = among(unfinished()[:COUNTED])
+    found = job_model().objects.filter(soonest, state="running").only(*names)
+    return [
+        {
+            **{name: getattr(job, name) for name in names[1:-1]},
+            "id": job.pk,
+            "seconds": _since(job, job.started_at),
+            "url": _admin(job.pk),
+        }
+        for job in found.annotate(now=Now()).order_by("-started_at")[:SHOWN]
+    ]
+
+
+def died() -> dict[str, Any]:
+    """Return the newest dead jobs by task, and of each task how many there are."""
+    tasks = Counter(dead().values_list("task", flat=True)[:DEAD])
+    groups: dict[str, list[dict[str, Any]]] = {task: [] for task in list(tasks)[:SHOWN]}
+    names = ("pk", "task", "queue", "attempts", "finished_at")
+    for job in dead().only(*names).annotate(tail=Right("error", TAIL_CHARS))[:SHOWN]:
+        lines = job.tail.strip().splitlines() or [""]
+        groups[job.task].append(
+            {
+                "id": job.pk,
+                "queue": job.queue,
+                "attempts": job.attempts,
+                "at": job.finished_at,
+                "error": lines[-1][:HEADLINE_CHARS],
+                "url": _admin(job.pk),
+            }
+        )
+    return {
+        "capped": sum(tasks.values()) >= DEAD,
+        "groups": [
+            {"task": task, "count": tasks[task], "jobs": newest} for task, newest in groups.items()
+        ],
+    }
+
+
+def _put(curve: list[Any], now: datetime, minute: datetime, value: Any) -> None:
+    """Write a value to its minute; the last place is the current one."""
+    back = (now.replace(second=0, microsecond=0) - minute) // timedelta(minutes=1)
+    if 0 <= back < len(curve):
+        curve[-1 - back] = value
+
+
+def _since(row: Any, moment: datetime | None) -> Any:
+    return None if moment is None else max(0.0, (row.now - moment).total_seconds())
+
+
+def _admin(pk: Any) -> str:
+    """Return the job's page in the admin, "" where there is none."""
+    try:
+        return reverse("admin:durable_jobs_job_change", args=[pk])
+    except NoReverseMatch:
+        return ""

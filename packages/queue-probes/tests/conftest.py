@@ -1,0 +1,128 @@
+"""Real beat, real workers, a real broker; the verdicts are read from the test's own database."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+import redis
+from celery import current_app
+from django.db import connection
+
+from queue_probes.diagnosis import verdicts
+from tests.fast_settings import QUEUE_PROBES
+
+QUICK = ("--without-mingle", "--without-gossip", "-l", "info")
+
+
+def wait_until(condition, seconds=30, what=""):
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"not within {seconds} s {what}"
+        time.sleep(0.02)
+    return found
+
+
+def states():
+    """Return the state of each queue."""
+    return {verdict.queue: verdict.state for verdict in verdicts()}
+
+
+class Crew:
+    """Processes of the project, by name."""
+
+    def __init__(self, folder, environment):
+        self.folder = folder
+        self.environment = environment
+        self.started = {}
+
+    def beat(self):
+        return self.start(
+            "beat", "beat", "-s", str(self.folder / "beat"), "--pidfile=", "-l", "info"
+        )
+
+    def worker(self, name, queues, concurrency=1):
+        node = ("-n", f"{name}@test", "-Q", queues, "-c", str(concurrency))
+        return self.start(name, "worker", *node, *QUICK)
+
+    def start(self, name, *command):
+        with (self.folder / f"{name}.log").open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "celery", "-A", "config", *command],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self.environment,
+                start_new_session=True,
+            )
+        self.started[name] = psutil.Process(process.pid)
+        self.started[name].popen = process
+        return self.started[name]
+
+    def everybody(self):
+        """Start beat and workers of all queues, and wait until every queue has answered."""
+        self.beat()
+        self.worker("work", "default,high,low")
+        self.worker("control", "control")
+        wait_until(lambda: set(states().values()) == {"ok"} and answered(), 60, str(self.folder))
+        return self
+
+    def signal(self, name, number, *, children=True, main=True):
+        """Send a signal to the main process of a worker, its children, or both."""
+        process = self.started[name]
+        if process.popen.poll() is not None:
+            return
+        family = process.children(recursive=True) if children else []
+        for each in [process, *family] if main else family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.send_signal(number)
+
+    def end(self):
+        for name, process in self.started.items():
+            self.signal(name, signal.SIGKILL)
+            process.popen.wait(10)
+
+
+def answered():
+    return all(verdict.age is not None for verdict in verdicts())
+
+
+@pytest.fixture
+def fast(settings, monkeypatch):
+    settings.QUEUE_PROBES = QUEUE_PROBES
+    monkeypatch.setattr("queue_probes.incidents.BEGAN", 0.0)
+
+
+@pytest.fixture
+def crew(fast, transactional_db, tmp_path):
+    server, _, _ = os.environ["DATABASE_URL"].rpartition("/")
+    redis.Redis.from_url(current_app.conf.broker_url).flushall()
+    crew = Crew(
+        tmp_path,
+        {
+            **os.environ,
+            "DATABASE_URL": f"{server}/{connection.settings_dict['NAME']}",
+            "DJANGO_SETTINGS_MODULE": "tests.fast_settings",
+            "RELEASE": "r1",
+        },
+    )
+    yield crew
+    crew.end()
+
+
+@pytest.fixture
+def own_broker(tmp_path, monkeypatch):
+    """A Valkey of this test alone, which it may kill."""
+    valkey = pytest.importorskip("devstack.valkey", reason="starts its own broker with devstack")
+    processes = pytest.importorskip("devstack.processes")
+    server, url = valkey.process(tmp_path / "valkey")
+    server.start()
+    processes.wait_until_ready([server])
+    for name in ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL"):
+        monkeypatch.setenv(name, url)
+    yield server
+    server.send(signal.SIGCONT)
+    processes.stop([server])
