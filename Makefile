@@ -1,18 +1,18 @@
 # The template's own commands. Needs Python 3.11+, pip, make and git; the rest goes into this folder.
 .DEFAULT_GOAL := help
-.PHONY: help demo bench test lint clean
+.PHONY: help demo bench test test-all lint clean
 
 # uv resolves and installs; it is fetched with pip when the machine has none.
 UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
 export UV_PYTHON_DOWNLOADS := never
 
 help: ## Show these targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 8
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 8
 
 .tools/bin/uv:
 	@python3 -m pip install -qq --disable-pip-version-check --target .tools uv
 
-.venv/.installed: pyproject.toml | $(filter .tools/bin/uv,$(UV))
+.venv/.installed: pyproject.toml $(wildcard packages/*/pyproject.toml) | $(filter .tools/bin/uv,$(UV))
 	@$(UV) sync --quiet
 	@touch $@
 
@@ -22,8 +22,11 @@ demo: .venv/.installed ## Bake a project, run its whole stack, kill its worker a
 bench: .venv/.installed ## Measure what durability costs, side by side with other libraries
 	@.venv/bin/python -m benchmarks $(ARGS)
 
-test: lint ## Run every test: options, hooks, the baked project's own tests, the demo, Docker
-	@.venv/bin/python -m pytest $(ARGS)
+test: lint ## Run all tests but long faults, deploys and containers; ARGS="durable-jobs -- -k lease"
+	@.venv/bin/python -m tests.run $(ARGS)
+
+test-all: lint ## Run every test
+	@.venv/bin/python -m tests.run --all $(ARGS)
 
 lint: .venv/.installed ## Check the template's own Python where it stands
 	@.venv/bin/ruff check --no-cache --quiet .
