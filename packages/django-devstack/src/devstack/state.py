@@ -38,12 +38,12 @@ def secret(path: Path) -> str:
     return path.read_text()
 
 
-def lock(folder: Path) -> TextIO | None:
+def lock(folder: Path, *, wait: bool = False) -> TextIO | None:
     """Return an open file that holds the folder as long as it lives, or None when another does."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     file = (folder / "lock").open("a")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         file.close()
         return None
@@ -51,6 +51,13 @@ def lock(folder: Path) -> TextIO | None:
     file.truncate(0)
     print(os.getpid(), file=file, flush=True)
     return file
+
+
+def waiting_lock(folder: Path) -> TextIO:
+    """Return an open file that holds the folder, after whoever else does has let it go."""
+    held = lock(folder, wait=True)
+    assert held
+    return held
 
 
 def birth(pid: int) -> str:
