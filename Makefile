@@ -1,6 +1,6 @@
 # The template's own commands. Needs Python 3.11+, pip, make and git; the rest goes into this folder.
 .DEFAULT_GOAL := help
-.PHONY: help demo bench test test-all lint clean
+.PHONY: help demo bench test test-all lint dist clean
 
 # uv resolves and installs; it is fetched with pip when the machine has none.
 UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
@@ -31,6 +31,11 @@ test-all: lint ## Run every test
 lint: .venv/.installed ## Check the template's own Python where it stands
 	@.venv/bin/ruff check --no-cache --quiet .
 	@.venv/bin/ruff format --no-cache --quiet --check .
+	@layers=$$(.venv/bin/lint-imports --no-cache --no-logo) || { echo "$$layers"; exit 1; }
+
+dist: | $(filter .tools/bin/uv,$(UV)) ## Build an sdist and a wheel of each package into dist/
+	@rm -rf dist
+	@$(UV) build --quiet --all-packages --out-dir dist
 
 clean: ## Remove what was installed and built
-	@rm -rf .venv .tools build .pytest_cache .ruff_cache
+	@rm -rf .venv .tools build dist .pytest_cache .ruff_cache
