@@ -12,6 +12,14 @@ import pytest
 
 sys.dont_write_bytecode = True  # what lies beside the template's sources is baked
 TEMPLATE = Path(__file__).resolve().parent.parent
+# Distributions and what each brings to import.
+PACKAGES = {
+    "celery-rollout": "rollout",
+    "django-devstack": "devstack",
+    "durable-jobs": "durable_jobs",
+    "hardened-celery": "hardened_celery",
+    "queue-probes": "queue_probes",
+}
 # A baked project decides for itself; what this shell or this test run is set up for stays outside.
 NOT_INHERITED = (
     "DATABASE_URL",
@@ -27,6 +35,8 @@ NOT_INHERITED = (
 def environment(**more: str) -> dict[str, str]:
     """Return this process's environment without what would reach into a baked project."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(NOT_INHERITED)}
+    # A bake fetches uv where the machine has none; `make demo` is tested so, the others need not wait.
+    kept["PATH"] = f"{kept['PATH']}:{TEMPLATE / '.tools/bin'}"
     return kept | more
 
 
@@ -84,6 +94,29 @@ def bake(tmp_path: Path, template: Path) -> Callable[..., Path]:
         return project
 
     return baked
+
+
+@pytest.fixture(scope="session")
+def plain_bake(tmp_path_factory: pytest.TempPathFactory, template: Path) -> Path:
+    """A project with the default answers, for tests that only read it."""
+    folder = tmp_path_factory.mktemp("plain")
+    done = cookiecutter(template, folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "my_project"
+
+
+@pytest.fixture(scope="session")
+def uv() -> str:
+    """The uv of this machine, or the one `make` fetched for the template."""
+    return shutil.which("uv") or str(TEMPLATE / ".tools/bin/uv")
+
+
+@pytest.fixture(scope="session")
+def dist(tmp_path_factory: pytest.TempPathFactory, uv: str) -> Path:
+    """A folder with the sdist and the wheel of each package, as `make dist` builds them."""
+    folder = tmp_path_factory.mktemp("dist")
+    run(uv, "build", "--quiet", "--all-packages", "--out-dir", str(folder), cwd=TEMPLATE)
+    return folder
 
 
 def python_for(minimum: tuple[int, int]) -> str | None:
