@@ -13,6 +13,7 @@ from django.urls import path, reverse
 from django.utils import timezone
 
 from durable_jobs.models import Job
+from tests.tasks import noop
 
 urlpatterns = [path("admin/", admin.site.urls)]
 pytestmark = [pytest.mark.django_db, pytest.mark.urls(__name__)]
@@ -349,3 +350,21 @@ def test_a_page_of_the_list_does_not_load_arguments_results_nor_whole_errors(ope
     assert "x" * 151 not in page
     rows = [q["sql"] for q in queries.captured_queries if "LIMIT 100" in q["sql"]]
     assert all('"args"' not in sql and '"result"' not in sql for sql in rows)
+
+
+@pytest.mark.parametrize("count", [100, 101])
+def test_retry_of_more_than_a_hundred_paces_itself(count):
+    ids = noop.enqueue_many([[number] for number in range(count)])
+    Job.objects.filter(pk__in=ids).cancel()
+    assert Job.objects.filter(pk__in=ids).retry() == count
+    dues = Job.objects.filter(pk__in=ids).values_list("due_at", flat=True)
+    seconds = (max(dues) - min(dues)).total_seconds()
+    assert (seconds == 0) == (count == 100)
+    assert seconds <= Job.objects.pace(count)
+
+
+def test_jobs_among_several_selections_are_found():
+    ids = noop.enqueue_many([[number] for number in range(5)])
+    first, last = Job.objects.order_by("pk")[:2], Job.objects.order_by("-pk")[:2]
+    found = Job.objects.among(first, last).exclude(pk=ids[0])
+    assert set(found.values_list("pk", flat=True)) == {ids[1], ids[3], ids[4]}

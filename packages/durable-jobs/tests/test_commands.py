@@ -186,7 +186,7 @@ def test_a_mistake_is_answered_with_one_line(arguments, words):
 
 
 def test_a_mistake_makes_the_command_fail(project_environment):
-    command = [sys.executable, "manage.py", "jobs", "show", "no-id"]
+    command = [sys.executable, "-m", "django", "jobs", "show", "no-id"]
     run = subprocess.run(
         command, env=project_environment, capture_output=True, text=True, timeout=60
     )

@@ -24,13 +24,9 @@ from durable_jobs.admin_list import (
     QueueFilter,
     StateFilter,
     TaskFilter,
-    among,
 )
-from durable_jobs.models import Job, JobQuerySet
+from durable_jobs.models import Job, JobQuerySet, among
 
-# A bulk retry may not become the next outage: more than RETRY_AT_ONCE jobs start at this pace.
-RETRY_AT_ONCE = 100
-RETRY_PER_SECOND = 10
 RETRIABLE = (Job.State.DEAD, Job.State.CANCELLED)
 
 
@@ -139,7 +135,7 @@ class JobAdmin(JobColumns, admin.ModelAdmin):
     def retry(self, request: HttpRequest, queryset: JobQuerySet) -> None:
         jobs = self._chosen(request, queryset)
         chosen, ended = jobs.count(), jobs.filter(state__in=RETRIABLE).count()
-        spread = 0 if ended <= RETRY_AT_ONCE else ended / RETRY_PER_SECOND
+        spread = jobs.pace(ended)
         retried = jobs.retry(spread)
         over = f" over the next {spread:.0f} seconds" if spread else ""
         self._say(request, retried, f"will run again{over}.", messages.SUCCESS)

@@ -5,37 +5,19 @@ and with ten million. Jobs outside of it are found by search. What it does not b
 few running jobs, the index of all unfinished ones is read.
 """
 
-from functools import reduce
-from operator import or_
 from typing import Any
 
 from django.contrib import admin
 from django.contrib.admin.views.main import ChangeList
-from django.db.models import BooleanField, F, Func, Q, Subquery
 from django.db.models.functions import Right
 from django.http import HttpRequest
 
-from durable_jobs.models import Job
+from durable_jobs.models import Job, among
 
 WINDOW = 10_000
 # The last line of a traceback may be long, and starts with the name of the exception.
 TAIL_CHARS = 1000
 HEADLINE_CHARS = 150
-
-
-class Among(Func):
-    """True for the rows whose `pk` a query selects."""
-
-    # The planner takes "= ANY(ARRAY(...))" for a few lookups by primary key. It may answer
-    # "IN (...)" of as many rows by reading the table.
-    arg_joiner = " IN "
-    template = "%(expressions)s"
-    output_field = BooleanField()
-
-    def as_postgresql(self, compiler: Any, connection: Any, **_: Any) -> Any:
-        return self.as_sql(
-            compiler, connection, template="%(expressions)s)", arg_joiner=" = ANY(ARRAY"
-        )
 
 
 def windows(state: str | None) -> list[Any]:
@@ -58,11 +40,6 @@ def rows(state: str | None) -> list[Any]:
         return windows(state)
     jobs = Job.objects.filter(due_at__isnull=False, state=state)
     return [jobs.order_by("due_at")[:WINDOW]]
-
-
-def among(jobs: Any) -> Q:
-    """Return the condition that a job is one of `jobs`, which may be a slice."""
-    return Q(Among(F("pk"), Subquery(jobs.values("pk"))))
 
 
 class StateFilter(admin.SimpleListFilter):
@@ -115,4 +92,4 @@ class JobChangeList(ChangeList):
         )
         if self.query:
             return jobs
-        return jobs.filter(reduce(or_, map(among, rows(request.GET.get("state")))))
+        return jobs.filter(among(*rows(request.GET.get("state"))))

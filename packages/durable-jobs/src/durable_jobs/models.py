@@ -6,17 +6,45 @@ later write of the run carries it, so a run that lost its job can change nothing
 """
 
 from datetime import timedelta
-from typing import Self
+from functools import reduce
+from operator import or_
+from typing import Any, Self
 
 from django.contrib.contenttypes.fields import GenericForeignKey
 from django.contrib.contenttypes.models import ContentType
 from django.db import models
-from django.db.models import Q
+from django.db.models import F, Q
 from django.db.models.functions import Cast, Coalesce, Now, RowNumber
 
 from durable_jobs import dialect
 from durable_jobs.conf import conf
 from durable_jobs.ids import uuid7
+
+
+# A bulk retry may not become the next outage: more than RETRY_AT_ONCE jobs start at this pace.
+RETRY_AT_ONCE = 100
+RETRY_PER_SECOND = 10
+
+
+class Among(models.Func):
+    """True for the rows whose `pk` a query selects."""
+
+    # The planner takes "= ANY(ARRAY(...))" for a few lookups by primary key. It may answer
+    # "IN (...)" of as many rows by reading the table.
+    arg_joiner = " IN "
+    template = "%(expressions)s"
+    output_field = models.BooleanField()
+
+    def as_postgresql(self, compiler: Any, connection: Any, **_: Any) -> Any:
+        return self.as_sql(
+            compiler, connection, template="%(expressions)s)", arg_joiner=" = ANY(ARRAY"
+        )
+
+
+def among(*selections: models.QuerySet[Any]) -> Q:
+    """Return the condition that a job is one of those that these queries select."""
+    chosen = (Q(Among(F("pk"), models.Subquery(jobs.values("pk")))) for jobs in selections)
+    return reduce(or_, chosen)
 
 
 class JobQuerySet(models.QuerySet["Job"]):
@@ -34,34 +62,46 @@ class JobQuerySet(models.QuerySet["Job"]):
         """Return jobs whose timer fired that long ago: the loop lags, or does not run."""
         return self.filter(due_at__lt=Now() - timedelta(seconds=seconds))
 
+    def among(self, *selections: models.QuerySet[Any]) -> Self:
+        """Return the jobs that one of these queries selects, which may be slices."""
+        return self.filter(among(*selections))
+
     def cancel(self, reason: str = "cancelled") -> int:
         """Finish unfinished jobs; a run in progress is fenced off at its next write."""
         return self.unfinished().update(
             state=Job.State.CANCELLED, due_at=None, finished_at=Now(), error=reason
         )
 
-    def retry(self, spread: float = 0) -> int:
+    @staticmethod
+    def pace(jobs: int) -> float:
+        """Return the seconds over which `retry` spreads so many jobs, unless it is told."""
+        return 0 if jobs <= RETRY_AT_ONCE else jobs / RETRY_PER_SECOND
+
+    def retry(self, spread: float | None = None) -> int:
         """Give dead and cancelled jobs a new budget, and end the pause of those that back off.
 
         They start spread over that many seconds, also those that have expired. A job whose key is
         held by a live one stays as it is: that one does its work.
         """
+        over = [Job.State.DEAD, Job.State.CANCELLED]
+        backs_off = Q(state=Job.State.SCHEDULED, attempts__gt=0)
+        if spread is None:
+            spread = self.pace(self.filter(backs_off | Q(state__in=over)).count())
         start = dialect.spread(spread) if spread else Now()
-        paused = self.filter(state=Job.State.SCHEDULED, attempts__gt=0).order_by()
+        paused = self.filter(backs_off).order_by()
         # The states once more: a row may have changed while the update waited for its lock.
-        hurried = Job.objects.filter(
-            pk__in=paused.values("pk"), state=Job.State.SCHEDULED, attempts__gt=0
-        ).update(due_at=start, expires_at=None)
+        hurried = Job.objects.filter(backs_off, pk__in=paused.values("pk")).update(
+            due_at=start, expires_at=None
+        )
         taken = Job.objects.unfinished().filter(
             task=models.OuterRef("task"), key=models.OuterRef("key")
         )
-        over = [Job.State.DEAD, Job.State.CANCELLED]
         jobs = self.filter(state__in=over)
         # One job for each key, or the unique index would refuse them all.
         newest = models.Window(
             RowNumber(),
             partition_by=["task", Coalesce("key", Cast("pk", models.CharField()))],
-            order_by=models.F("pk").desc(),
+            order_by=F("pk").desc(),
         )
         jobs = jobs.filter(~models.Exists(taken)).order_by()
         chosen = jobs.annotate(nth=newest).filter(nth=1)

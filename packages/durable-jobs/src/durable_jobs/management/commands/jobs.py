@@ -43,8 +43,7 @@ class Command(BaseCommand):
                 command.add_argument(
                     "--spread",
                     type=float,
-                    default=0,
-                    help="seconds over which they start",
+                    help="seconds over which they start; by default ten jobs a second if many",
                 )
         commands.add_parser("show").add_argument("id")
         commands.add_parser("stats")

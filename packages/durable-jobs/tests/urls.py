@@ -1,0 +1,6 @@
+"""The admin is all that the tests ask for."""
+
+from django.contrib import admin
+from django.urls import path
+
+urlpatterns = [path("admin/", admin.site.urls)]
