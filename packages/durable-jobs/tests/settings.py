@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 from kombu import Exchange, Queue
 
-SECRET_KEY = "only-for-tests"  # noqa: S105
+SECRET_KEY = "only-for-tests"
 DEBUG = False
 ALLOWED_HOSTS = ["localhost", "testserver"]
 INSTALLED_APPS = [

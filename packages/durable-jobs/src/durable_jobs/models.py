@@ -20,7 +20,6 @@ from durable_jobs import dialect
 from durable_jobs.conf import conf
 from durable_jobs.ids import uuid7
 
-
 # A bulk retry may not become the next outage: more than RETRY_AT_ONCE jobs start at this pace.
 RETRY_AT_ONCE = 100
 RETRY_PER_SECOND = 10

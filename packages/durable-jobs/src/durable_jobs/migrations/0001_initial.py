@@ -7,7 +7,6 @@ from django.db.migrations.operations.base import Operation
 
 import durable_jobs.ids
 
-
 # Room for updates in place, and vacuum as often as a queue's table needs it; on PostgreSQL.
 STORAGE = """ALTER TABLE durable_jobs_job SET (fillfactor = 85, autovacuum_vacuum_scale_factor = 0,
     autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0)"""
