@@ -3,19 +3,22 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 import redis
 from celery import current_app
 from django.db import connection
-
 from queue_probes.diagnosis import verdicts
+
 from tests.fast_settings import QUEUE_PROBES
 
+PACKAGE = Path(__file__).resolve().parent.parent
 QUICK = ("--without-mingle", "--without-gossip", "-l", "info")
 
 
@@ -52,7 +55,8 @@ class Crew:
     def start(self, name, *command):
         with (self.folder / f"{name}.log").open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "celery", "-A", "config", *command],
+                [sys.executable, "-m", "celery", "-A", "tests.app", *command],
+                cwd=PACKAGE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=self.environment,
@@ -81,9 +85,27 @@ class Crew:
                 each.send_signal(number)
 
     def end(self):
-        for name, process in self.started.items():
-            self.signal(name, signal.SIGKILL)
-            process.popen.wait(10)
+        end([process.popen for process in self.started.values()])
+
+
+def end(processes):
+    """Kill processes and their children, and wait until all are gone."""
+    alive = [psutil.Process(process.pid) for process in processes if process.poll() is None]
+    alive += [child for process in alive for child in process.children(recursive=True)]
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    for process in processes:
+        process.wait(10)
+    wait_until(lambda: all(map(gone, alive)), 10)
+
+
+def gone(process):
+    """Tell whether it has ended; a zombie that nobody reaps yet has."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def answered():
@@ -97,18 +119,25 @@ def fast(settings, monkeypatch):
 
 
 @pytest.fixture
-def crew(fast, transactional_db, tmp_path):
+def free_port():
+    """Return a port of the loopback interface on which nothing listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+@pytest.fixture
+def project_environment(transactional_db):
+    """Return an environment in which programs of the project use the test's own database."""
     server, _, _ = os.environ["DATABASE_URL"].rpartition("/")
+    return {**os.environ, "DATABASE_URL": f"{server}/{connection.settings_dict['NAME']}"}
+
+
+@pytest.fixture
+def crew(fast, project_environment, tmp_path):
     redis.Redis.from_url(current_app.conf.broker_url).flushall()
-    crew = Crew(
-        tmp_path,
-        {
-            **os.environ,
-            "DATABASE_URL": f"{server}/{connection.settings_dict['NAME']}",
-            "DJANGO_SETTINGS_MODULE": "tests.fast_settings",
-            "RELEASE": "r1",
-        },
-    )
+    own = {"DJANGO_SETTINGS_MODULE": "tests.fast_settings", "RELEASE": "r1"}
+    crew = Crew(tmp_path, project_environment | own)
     yield crew
     crew.end()
 

@@ -1,10 +1,11 @@
 """How long until a fault is known, with the default settings; and what a loaded system is told.
 
-python -m devstack run -- .venv/bin/python -m tests.detection --runs 2
-python -m devstack run -- .venv/bin/python -m tests.detection --load 600
-python -m devstack run -- .venv/bin/python -m tests.detection --cost 120
+python -m tests.detection --runs 2
+python -m tests.detection --load 600
+python -m tests.detection --cost 120
 
-Needs a database that may be written to: rows of the probes are deleted. Prints its seed.
+In this package's folder. Starts its own database and broker, unless DATABASE_URL and
+CELERY_BROKER_URL name some: rows of the probes are deleted there. Prints its seed.
 """
 
 import argparse
@@ -24,18 +25,20 @@ from urllib.parse import urlsplit
 
 import django
 import psutil
+from devstack import services
 
-from tests.envelope_server import EnvelopeServer, parse
-
-SENTRY = EnvelopeServer()
-# Before the settings are read: this process and all it starts report to it.
-os.environ |= {"SENTRY_DSN": SENTRY.dsn, "DJANGO_SETTINGS_MODULE": "config.settings"}
+SERVICES = contextlib.ExitStack()
+FOLDER = Path(SERVICES.enter_context(tempfile.TemporaryDirectory()))
+# Before the settings are read.
+os.environ |= SERVICES.enter_context(services.running(FOLDER, os.environ)).environment
+os.environ["DJANGO_SETTINGS_MODULE"] = "tests.settings"
 django.setup()
 
 from django.conf import settings  # noqa: E402
+from django.core.management import call_command  # noqa: E402
 from django.test import Client  # noqa: E402
-
 from queue_probes.models import Node, Queue  # noqa: E402
+
 from tests.conftest import Crew, wait_until  # noqa: E402
 from tests.slow import sleep  # noqa: E402
 
@@ -146,20 +149,29 @@ def metric_is_down() -> bool:
     return any(line.startswith("queue_up{") and line.endswith(" 0.0") for line in text.splitlines())
 
 
-def sentry_heard(begin: float) -> float | None:
-    """Return when Sentry got the first event on a late queue since then."""
-    for at, body in list(SENTRY.received):
-        for _, item in parse(body) if at > begin else ():
-            if (item.get("fingerprint") or [""])[0] == "queue_probes":
-                return at
-    return None
+def logged(crew: Crew) -> int:
+    """Return how many errors on late queues beat, workers and this process have logged."""
+    found = sum(path.read_text().count(" is late: ") for path in crew.folder.glob("*.log"))
+    return found + len(LOGGED)
+
+
+class Note(logging.Handler):
+    """Keeps what this process logs of late queues."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno == logging.ERROR:
+            LOGGED.append(record)
+
+
+LOGGED: list[logging.LogRecord] = []
 
 
 def measure(crew: Crew, told: Told, name: str, rng: random.Random) -> tuple[float, ...]:
-    """Cause one fault; return the seconds to the 503, to the metric, the webhook and Sentry."""
+    """Cause one fault; return the seconds to the 503, to the metric, the webhook and the log."""
     expected, cause, mend = FAULTS[name]
     time.sleep(rng.uniform(0, 10))  # any moment between two probes
     told.news.clear()
+    before = logged(crew)
     cause(crew)
     begin = time.monotonic()
     wait_until(lambda: answers()["queues"] == 503, LONGEST, name)
@@ -171,11 +183,12 @@ def measure(crew: Crew, told: Told, name: str, rng: random.Random) -> tuple[floa
     metric = time.monotonic() - begin
     wait_until(lambda: told.news, LONGEST, name)
     heard = told.news[0][0] - begin
-    sentry = wait_until(lambda: sentry_heard(begin), LONGEST, name) - begin
+    wait_until(lambda: logged(crew) > before, LONGEST, name)
+    line = time.monotonic() - begin
     mend(crew)
     wait_until(lambda: states() == {"ok"}, LONGEST, name)
     wait_until(lambda: not Queue.objects.exclude(alarm="").exists(), LONGEST, name)
-    return late, metric, heard, sentry
+    return late, metric, heard, line
 
 
 def load(crew: Crew, seconds: float) -> None:
@@ -224,10 +237,10 @@ def main() -> None:
     parser.add_argument("--only", choices=FAULTS, nargs="+", default=list(FAULTS))
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     options = parser.parse_args()
+    call_command("migrate", verbosity=0)
     Queue.objects.all().delete()
     Node.objects.all().delete()
-    logging.getLogger().handlers = [logging.NullHandler()]
-    threading.Thread(target=SENTRY.serve_forever, daemon=True).start()
+    logging.getLogger().handlers = [Note()]
     told, rng = Told(), random.Random(options.seed)
     hook = f"http://127.0.0.1:{told.server_port}/"
     settings.QUEUE_PROBES["WEBHOOK"] = hook  # asking for /healthz/queues notices, too
@@ -237,8 +250,8 @@ def main() -> None:
         "DJANGO_SETTINGS_MODULE": "tests.detection_settings",
     }
     print(f"seed {options.seed}")
-    with tempfile.TemporaryDirectory() as folder:
-        crew = Crew(Path(folder), environment)
+    with SERVICES:
+        crew = Crew(FOLDER, environment)
         try:
             if options.cost:
                 cost(crew, options.cost)

@@ -1,11 +1,10 @@
-"""The project's settings, and a task for the load; without probes for comparison."""
+"""The tests' settings, without probes where WITHOUT_PROBES asks for it: what do they cost?"""
 
 import os
 
-from config.settings import *  # noqa: F403
-from config.settings import CELERY_BEAT_SCHEDULE, INSTALLED_APPS, MIDDLEWARE
+from tests.settings import *  # noqa: F403
+from tests.settings import CELERY_BEAT_SCHEDULE, INSTALLED_APPS, MIDDLEWARE
 
-CELERY_IMPORTS = ["tests.slow"]
 if "WITHOUT_PROBES" in os.environ:
     INSTALLED_APPS.remove("queue_probes")
     MIDDLEWARE.remove("queue_probes.middleware.HealthMiddleware")

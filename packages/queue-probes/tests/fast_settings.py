@@ -1,6 +1,6 @@
-"""The project's settings, with probes that take seconds instead of half a minute."""
+"""The tests' settings, with probes that take seconds instead of half a minute."""
 
-from config.settings import *  # noqa: F403
+from tests.settings import *  # noqa: F403
 
 QUEUE_PROBES = {
     "INTERVAL": 0.5,
@@ -12,4 +12,3 @@ QUEUE_PROBES = {
     "THRESHOLDS": {"low": 4},
 }
 CELERY_BEAT_SCHEDULE = {"queue_probes.probe": {"task": "queue_probes.probe", "schedule": 0.5}}
-CELERY_IMPORTS = ["tests.slow"]

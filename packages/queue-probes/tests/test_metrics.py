@@ -15,15 +15,14 @@ from django.db import connection, connections
 from django.db.models.functions import Now
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
+from durable_jobs.models import Job
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
-
-from durable_jobs.models import Job
-from tests.conftest import end
 from queue_probes import metrics
 from queue_probes.models import BOUNDS, DURATIONS, Finished, Node, Queue, Watermark
 from queue_probes.tally import tally
-from tests.conftest import wait_until
+
+from tests.conftest import end, wait_until
 
 State = Job.State
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -210,12 +209,10 @@ def test_a_database_that_is_down_is_503_in_one_line(client: Client, free_port: i
 def gunicorn(
     environment: dict[str, str], port: int
 ) -> Iterator[tuple[psutil.Process, Callable[[], list[str]]]]:
-    """Run the project's web server with three processes; give it, and a function that scrapes."""
-    # As in production: without TLS, which the other pages insist on.
-    changes = {"DJANGO_DEBUG": "0", "DJANGO_ALLOWED_HOSTS": "127.0.0.1", "WEB_CONCURRENCY": "3"}
-    command = [sys.executable, "-m", "gunicorn", "config.wsgi", "-c", "config/gunicorn.conf.py"]
-    changes["GUNICORN_BIND"] = f"127.0.0.1:{port}"
-    server = subprocess.Popen(command, env={**environment, **changes})
+    """Run gunicorn with three processes; give it, and a function that scrapes."""
+    how = ("-k", "gthread", "-w", "3", "--threads", "4", "--no-control-socket")
+    command = [sys.executable, "-m", "gunicorn", "tests.wsgi", *how, "-b", f"127.0.0.1:{port}"]
+    server = subprocess.Popen(command, env=environment)
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def lines() -> list[str]:

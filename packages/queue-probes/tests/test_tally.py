@@ -14,13 +14,12 @@ import pytest
 from django.db import connection, transaction
 from django.db.models import Sum
 from django.db.models.functions import Now
-
 from durable_jobs.models import Job
-from tests.conftest import end
 from queue_probes import tally as module
 from queue_probes.models import DURATIONS, Finished, Watermark
 from queue_probes.tally import tally
-from tests.conftest import wait_until
+
+from tests.conftest import end, wait_until
 
 State = Job.State
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -159,7 +158,7 @@ def test_a_beat_that_is_killed_while_it_counts_counts_nothing_and_holds_nobody_u
     # The counts of this group cannot be written: the other beat stops in the middle.
     other.execute("SELECT * FROM queue_probes_finished FOR UPDATE")
     script = "import django; django.setup(); from queue_probes.tally import tally; tally()"
-    environment = {**project_environment, "DJANGO_SETTINGS_MODULE": "config.settings"}
+    environment = {**project_environment, "DJANGO_SETTINGS_MODULE": "tests.settings"}
     beat = subprocess.Popen([sys.executable, "-c", script], env=environment)
     try:
         wait_until(lambda: beat.poll() is not None or waits_for_a_lock("UPDATE"))
@@ -191,7 +190,7 @@ def test_every_end_counts_once_though_beats_are_killed_and_commits_are_late(
 ) -> None:
     monkeypatch.setattr(module, "MARGIN", 0.0)
     chance = random.Random(4)
-    environment = {**project_environment, "DJANGO_SETTINGS_MODULE": "config.settings"}
+    environment = {**project_environment, "DJANGO_SETTINGS_MODULE": "tests.settings"}
     stop = threading.Event()
 
     def beat() -> subprocess.Popen[bytes]:
@@ -237,7 +236,7 @@ def test_beat_counts_though_its_broker_is_away(
     project_environment: dict[str, str], free_port: int, tmp_path: Path
 ) -> None:
     ended(3)
-    command = [*(sys.executable, "-m", "celery", "-A", "config", "beat"), "--pidfile="]
+    command = [*(sys.executable, "-m", "celery", "-A", "tests.app", "beat"), "--pidfile="]
     names = ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL")
     environment = project_environment | dict.fromkeys(names, f"redis://127.0.0.1:{free_port}/0")
     with (tmp_path / "log").open("wb") as log:

@@ -114,7 +114,9 @@ class Finished(models.Model):
 
     class Meta:
         constraints = (
-            models.UniqueConstraint(fields=("task", "queue", "state"), name="queue_probes_finished_once"),
+            models.UniqueConstraint(
+                fields=("task", "queue", "state"), name="queue_probes_finished_once"
+            ),
         )
 
     def __str__(self) -> str:
