@@ -14,8 +14,8 @@ import pytest
 import redis
 from celery import current_app
 from django.db import connection
-from queue_probes.diagnosis import verdicts
 
+from queue_probes.diagnosis import verdicts
 from tests.fast_settings import QUEUE_PROBES
 
 PACKAGE = Path(__file__).resolve().parent.parent

@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 
 import django
 import psutil
+
 from devstack import services
 
 SERVICES = contextlib.ExitStack()
@@ -37,8 +38,8 @@ django.setup()
 from django.conf import settings  # noqa: E402
 from django.core.management import call_command  # noqa: E402
 from django.test import Client  # noqa: E402
-from queue_probes.models import Node, Queue  # noqa: E402
 
+from queue_probes.models import Node, Queue  # noqa: E402
 from tests.conftest import Crew, wait_until  # noqa: E402
 from tests.slow import sleep  # noqa: E402
 

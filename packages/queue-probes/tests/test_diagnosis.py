@@ -6,9 +6,9 @@ import pytest
 from django.core.checks import run_checks
 from django.db.models.functions import Now
 from django.test import Client
+
 from queue_probes import probe
 from queue_probes.models import Node, Queue
-
 from tests.conftest import states
 
 pytestmark = pytest.mark.django_db(transaction=True)

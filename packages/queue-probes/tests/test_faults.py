@@ -9,9 +9,9 @@ import redis
 from celery import current_app
 from django.db import connections
 from django.test import Client
+
 from queue_probes import tasks
 from queue_probes.models import Node, Queue, Sample
-
 from tests.conftest import answered, states, wait_until
 from tests.fast_settings import QUEUE_PROBES
 from tests.slow import sleep

@@ -15,10 +15,10 @@ from django.core import mail
 from django.db import connection
 from django.db.models.functions import Now
 from django.test import Client
+
 from queue_probes import incidents
 from queue_probes.conf import queues
 from queue_probes.models import Queue
-
 from tests.conftest import wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True)

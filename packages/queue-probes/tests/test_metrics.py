@@ -15,13 +15,13 @@ from django.db import connection, connections
 from django.db.models.functions import Now
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
-from durable_jobs.models import Job
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+
+from durable_jobs.models import Job
 from queue_probes import metrics
 from queue_probes.models import BOUNDS, DURATIONS, Finished, Node, Queue, Watermark
 from queue_probes.tally import tally
-
 from tests.conftest import end, wait_until
 
 State = Job.State

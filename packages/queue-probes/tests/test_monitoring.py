@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 from django.db.models.functions import Now
 from django.test import Client
-from durable_jobs.models import Job
 from prometheus_client.parser import text_string_to_metric_families
+
+from durable_jobs.models import Job
 from queue_probes.models import Finished, Node, Queue
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -11,9 +11,9 @@ from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
+
 from queue_probes.jobsample import sample
 from queue_probes.models import JobSample, Node, Queue, Sample
-
 from tests.conftest import wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True)

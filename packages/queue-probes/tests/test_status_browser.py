@@ -13,8 +13,8 @@ from django.contrib.sessions.models import Session
 from django.test import Client
 from django.utils import timezone
 from pytest_django.live_server_helper import LiveServer
-from queue_probes.models import JobSample, Node, Queue, Sample
 
+from queue_probes.models import JobSample, Node, Queue, Sample
 from tests import browser as browsers
 
 pytestmark = [

@@ -14,11 +14,11 @@ import pytest
 from django.db import connection, transaction
 from django.db.models import Sum
 from django.db.models.functions import Now
+
 from durable_jobs.models import Job
 from queue_probes import tally as module
 from queue_probes.models import DURATIONS, Finished, Watermark
 from queue_probes.tally import tally
-
 from tests.conftest import end, wait_until
 
 State = Job.State
