@@ -143,3 +143,16 @@ def test_settings_page_has_every_variable_and_no_other() -> None:
     listed = {name for cell in rows for name in re.findall(r"`(\w+)`", cell)}
     # the SDK reads this one
     assert listed - {"SENTRY_ENVIRONMENT"} == read - INTERNAL
+
+
+def test_monitoring_page_has_every_alert_and_every_state_of_a_late_queue() -> None:
+    page = (ROOT / "docs" / "monitoring.md").read_text()
+    cells = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    listed = {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
+    rules = (PROJECT / "deploy" / "monitoring" / "alerts.yml").read_text()
+    assert listed >= set(re.findall(r"- alert: (\w+)", rules))
+    code = (ROOT / "packages/queue-probes/src/queue_probes/diagnosis.py").read_text()
+    words = code.partition("WORDS = {")[2].partition("}\n")[0]
+    states = set(re.findall(r"^    \"(\w+)\":", words, re.MULTILINE)) - {"ok", "busy"}
+    # no verdict on any queue can be had then
+    assert {name for name in listed if name.islower()} == states | {"database_down"}
