@@ -35,7 +35,7 @@ NOT_INHERITED = (
 def environment(**more: str) -> dict[str, str]:
     """Return this process's environment without what would reach into a baked project."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(NOT_INHERITED)}
-    # A bake fetches uv where the machine has none; `make demo` is tested so, the others need not wait.
+    # A bake fetches uv where the machine has none: test_demo shows it, the others need not wait
     kept["PATH"] = f"{kept['PATH']}:{TEMPLATE / '.tools/bin'}"
     return kept | more
 

@@ -272,7 +272,7 @@ def test_liveness_of_workers_and_beat_is_the_heartbeat_of_their_process(
             assert check(project, each, probe, tmp_path / "heartbeat", age=150) == 1
         mounts = {m["mountPath"]: m["name"] for m in container(each)["volumeMounts"]}
         volumes = {v["name"]: v["emptyDir"] for v in pod(each)["volumes"]}
-        assert volumes[mounts["/tmp"]]["medium"] == "Memory"  # noqa: S108
+        assert volumes[mounts["/tmp"]]["medium"] == "Memory"
 
 
 def test_every_container_is_hardened(project: Path, objects: list[Object]) -> None:

@@ -1,4 +1,4 @@
-"""The five packages as they stand: layers, sizes, what they tell an index, and that none asks for another."""
+"""The packages as they stand: layers, sizes, what they tell an index; none asks for another."""
 
 import re
 import shutil

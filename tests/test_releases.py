@@ -13,9 +13,10 @@ from tests.conftest import TEMPLATE
 sys.path.append(str(TEMPLATE / "{{cookiecutter.project_slug}}/deploy"))
 import on_systemd
 import releases
-import rollout
 from change import Deploy
 from source import RefusedError
+
+import rollout
 
 ROLES = ["beat", "web", "worker-low"]
 # What a release answers when it is asked; its tasks are the only thing that matters here.
