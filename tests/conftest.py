@@ -4,11 +4,13 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from devstack import services
 
 sys.dont_write_bytecode = True  # what lies beside the template's sources is baked
 TEMPLATE = Path(__file__).resolve().parent.parent
@@ -109,6 +111,13 @@ def plain_bake(tmp_path_factory: pytest.TempPathFactory, template: Path) -> Path
 def uv() -> str:
     """The uv of this machine, or the one `make` fetched for the template."""
     return shutil.which("uv") or str(TEMPLATE / ".tools/bin/uv")
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The URLs of a PostgreSQL and a broker of this run."""
+    with services.running(tmp_path_factory.mktemp("servers"), {}, durable=False) as running:
+        yield running.environment
 
 
 @pytest.fixture(scope="session")

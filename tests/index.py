@@ -27,7 +27,7 @@ class Index:
             self._offer(package, module)
 
     def _offer(self, package: str, module: str) -> None:
-        """Build a wheel that is newer than any of ours, and writes the marker when it is imported."""
+        """Build a wheel, newer than any of ours, that writes the marker when it is imported."""
         name = package.replace("-", "_")
         info = f"{name}-{VERSION}.dist-info"
         files = {
@@ -91,7 +91,7 @@ def impostors(folder: Path) -> Iterator[Index]:
             if self.command != "HEAD":
                 self.wfile.write(body or b"")
 
-        do_HEAD = do_GET
+        do_HEAD = do_GET  # noqa: N815 - the name the server looks for
 
         def log_message(self, *_: object) -> None:
             """Say nothing: what was asked is remembered."""
