@@ -76,7 +76,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export(tmp_path_factory.mktemp("template") / "template")
 
 
-def cookiecutter(template: Path, output: Path, **answers: Any) -> subprocess.CompletedProcess[str]:
+def cookiecutter(template: Path | str, output: Path, **answers: Any) -> subprocess.CompletedProcess[str]:
     """Run the command a user runs; `output` is the folder the project appears in."""
     pairs = [f"{name}={value}" for name, value in answers.items()]
     command = [sys.executable, "-m", "cookiecutter", str(template), "--no-input", "-o", str(output)]
