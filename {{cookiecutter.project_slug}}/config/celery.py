@@ -2,11 +2,10 @@
 
 import os
 
-from celery import Celery, signals
+from celery import Celery
 
 from config import project
-from hardened_celery import logging
-from hardened_celery.liveness import Heartbeat, KeepSent, watch_beat
+from hardened_celery import liveness, logging
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
 
@@ -14,6 +13,5 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
 app = Celery(project.SLUG, task_cls="durable_jobs:JobTask")
 app.config_from_object("django.conf:settings", namespace="CELERY")
 app.autodiscover_tasks()
-app.steps["worker"].update({Heartbeat, KeepSent})
-signals.beat_init.connect(watch_beat)
-logging.connect_celery(app)
+liveness.connect(app)
+logging.connect(app)

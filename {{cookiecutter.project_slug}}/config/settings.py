@@ -13,7 +13,7 @@ import environ
 from django.core.exceptions import ImproperlyConfigured
 
 from config import project
-from hardened_celery import logging as project_logging
+from hardened_celery import logging as logs
 from hardened_celery import sentry
 
 BASE_DIR = Path(__file__).resolve().parent.parent
@@ -170,11 +170,7 @@ if not DEBUG:
         # Only behind a proxy that sets or strips this header: a client could forge it otherwise.
         SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
 
-LOGGING_CONFIG = "logging.config.dictConfig"
-LOGGING = project_logging.logging_config(
-    json_lines=not DEBUG, level=env.str("DJANGO_LOG_LEVEL", default="INFO")
-)
-project_logging.configure_structlog()
+LOGGING = logs.configure(json_lines=not DEBUG, level=env.str("DJANGO_LOG_LEVEL", default="INFO"))
 # who calls us may number its requests; else each gets a number
 DJANGO_STRUCTLOG_TRUST_UPSTREAM_REQUEST_ID = True
 DJANGO_STRUCTLOG_IP_LOGGING_ENABLED = False

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parent.parent
-LAUNCHER = ROOT / "deploy" / "worker.py"
+LAUNCHER = [sys.executable, "-m", "hardened_celery"]
 
 
 def wait_until(condition: Callable[[], T], seconds: float = 30, what: str = "") -> T:
@@ -74,7 +74,7 @@ class Worker:
 def running_worker(
     log: Path, environment: dict[str, str], *options: str, ready: bool = True, **how: Any
 ) -> Iterator[Worker]:
-    """Run `deploy/worker.py` with `options`; its output goes to `log`, shown if the test fails.
+    """Run `hardened-celery worker`; its output goes to `log`, and is shown if the test fails.
 
     `environment` is the fixture `project_environment`, `options` are the launcher's and Celery's;
     `tests.tasks` is loaded; `how` is for `subprocess.Popen`. The launcher leads a process group,
@@ -82,7 +82,7 @@ def running_worker(
     """
     # mingling takes a second, in which a worker looks for others
     usual = "-I", "tests.tasks", "-l", "info", "--without-mingle"
-    command = [sys.executable, LAUNCHER, *options, *usual]
+    command = [*LAUNCHER, "worker", "-A", "tests.app", *options, *usual]
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, env=environment, stdout=output, stderr=output, start_new_session=True, **how

@@ -1,6 +1,6 @@
 """The project with Celery's own defaults: the control arm of the fault tests."""
 
-from config.settings import *  # noqa: F403
+from tests.settings import *  # noqa: F403
 
 for _name in [name for name in globals() if name.startswith("CELERY_")]:
     if _name not in {"CELERY_BROKER_URL", "CELERY_TASK_DEFAULT_QUEUE", "CELERY_TASK_QUEUES"}:

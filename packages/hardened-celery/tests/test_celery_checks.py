@@ -15,8 +15,7 @@ from celery import Celery, Task, shared_task
 from django.core.checks import CheckMessage
 from kombu import Queue
 
-import durable_jobs
-from config import celery_checks
+from hardened_celery import checks as celery_checks
 
 OPTIONS = {"visibility_timeout": 900, "socket_timeout": 2, "socket_connect_timeout": 1}
 SOUND = {
@@ -287,7 +286,7 @@ def test_command_finds_nothing_in_this_project() -> None:
         "DJANGO_DEBUG": "0",
         "DJANGO_SECRET_KEY": "k" * 50,
     }
-    command = [sys.executable, "manage.py", "check", *options]
+    command = [sys.executable, "-m", "django", "check", *options]
     said = subprocess.run(command, env=os.environ | production, capture_output=True, text=True)
     assert said.returncode == 0, said.stderr
     assert "no issues" in said.stdout
@@ -297,6 +296,7 @@ def test_tasks_are_imported_and_checked(monkeypatch: pytest.MonkeyPatch) -> None
     def endless() -> None:
         """Do nothing."""
 
+    durable_jobs = pytest.importorskip("durable_jobs")
     for base in (Task, durable_jobs.JobTask):
         shared_task(name=f"tests.endless.{base.__name__}", max_retries=None, base=base)(endless)
     try:
@@ -326,14 +326,13 @@ app.autodiscover_tasks()
         ("", "CELERY_BROKER_URL = 'redis://h'", "W011"),
     ],
 )
-def test_copied_into_a_plain_project_it_only_finds_what_is_wrong(
+def test_added_to_a_plain_project_it_only_finds_what_is_wrong(
     tmp_path: Path, package: str, settings_: str, identities: str
 ) -> None:
     plain = tmp_path / "plain"
     plain.mkdir()
     (plain / "__init__.py").write_text(package)
-    (plain / "celery_checks.py").write_bytes(Path(celery_checks.__file__).read_bytes())
-    apps = "INSTALLED_APPS = ['plain.celery_checks.CeleryChecksConfig']"
+    apps = "INSTALLED_APPS = ['hardened_celery']"
     (plain / "settings.py").write_text(f"SECRET_KEY = 'x'\nDEBUG = True\n{apps}\n{settings_}\n")
     command = [sys.executable, "-m", "django", "check", "--tag", "celery"]
     environment = {"DJANGO_SETTINGS_MODULE": "plain.settings", "PYTHONPATH": str(tmp_path)}

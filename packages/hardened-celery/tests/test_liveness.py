@@ -4,7 +4,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from config.celery import app
-from hardened_celery.liveness import SECONDS
 from devstack import valkey
+from hardened_celery.liveness import SECONDS
 from tests import observed, tasks
+from tests.app import app
 from tests.processes import LAUNCHER, children, running_worker, wait_until
 
 pytestmark = pytest.mark.faults
@@ -24,7 +23,7 @@ MAX_AGE = 3 * SECONDS
 
 def check(*options: str) -> tuple[int, str]:
     """Run `check`; return its exit code and what it said."""
-    command = [sys.executable, LAUNCHER, "check", "--max-age", str(MAX_AGE), *options]
+    command = [*LAUNCHER, "check", "-A", "tests.app", "--max-age", str(MAX_AGE), *options]
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
     return done.returncode, done.stderr
 
@@ -158,7 +157,7 @@ def running_beat(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a beat that sends all the time, until its heartbeat is there."""
     environment = observed.environment(BEAT_HEARTBEAT_FILE=str(file), **more)
-    command = "celery", "-A", "config", "beat", "-s", str(folder / "schedule"), "--pidfile="
+    command = "celery", "-A", "tests.app", "beat", "-s", str(folder / "schedule"), "--pidfile="
     with observed.program(folder / "beat.log", environment, *command, *options) as beat:
         wait_until(file.exists)
         yield beat

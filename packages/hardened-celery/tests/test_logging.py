@@ -14,7 +14,7 @@ import pytest
 import structlog
 from celery import current_app
 
-from hardened_celery.logging import logging_config
+from hardened_celery.logging import drop_routine, logging_config
 from tests import observed
 from tests.observed import tasks
 from tests.processes import wait_until
@@ -40,7 +40,7 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Lines]:
     port = observed.free_port()
     environment = observed.environment()
     # -q: no banner, which is no log line
-    celery = "celery", "-q", "-A", "config"
+    celery = "celery", "-q", "-A", "tests.app"
     worker, web, beat = (folder / name for name in ("worker", "web", "beat"))
     with (
         observed.program(worker, environment, *celery, "worker", "-c", "1"),
@@ -178,3 +178,10 @@ def test_object_that_is_not_json_is_written_as_its_repr() -> None:
     with configured(json_lines=True) as written:
         logging.getLogger("shop").warning("odd", extra={"thing": {1}})
     assert json.loads(written.getvalue())["thing"] == "{1}"
+
+
+def test_a_scrape_is_logged_only_when_it_fails() -> None:
+    with pytest.raises(structlog.DropEvent):
+        drop_routine(None, "info", {"code": 200, "request": "GET /metrics"})
+    failed = {"code": 503, "request": "GET /metrics"}
+    assert drop_routine(None, "info", failed) == failed

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from celery import current_app
 
+from hardened_celery.sentry import sample
 from tests import observed
 from tests.envelope_server import EnvelopeServer, running
 from tests.observed import tasks
@@ -182,7 +183,7 @@ def test_failing_view_is_one_event_and_traces_leave_health_checks_out(
 def test_beat_reports_entries_that_fail_and_checks_in(tmp_path: Path) -> None:
     with running() as sentry:
         environment = observed.environment(SENTRY_DSN=sentry.dsn, SENTRY_MONITOR_BEAT_TASKS="1")
-        command = "celery", "-A", "config", "beat", "-s", str(tmp_path / "schedule")
+        command = "celery", "-A", "tests.app", "beat", "-s", str(tmp_path / "schedule")
         with observed.program(tmp_path / "log", environment, *command):
             wait_until(lambda: sentry.events() and sentry.items("check_in"), 30)
         assert "EncodeError" in str(sentry.events()[0]["exception"])
@@ -253,7 +254,7 @@ def run_python(code: str, **environment: str) -> None:
 
 def test_without_a_dsn_the_sdk_is_not_imported() -> None:
     run_python(
-        "import sys, config.wsgi, config.celery; config.celery.app.loader.import_default_modules();"
+        "import sys, tests.wsgi, tests.app; tests.app.app.loader.import_default_modules();"
         "assert 'sentry_sdk' not in sys.modules",
         SENTRY_DSN="",
     )
@@ -276,10 +277,15 @@ def test_late_queue_is_one_issue_with_its_name() -> None:
     with running() as sentry:
         run_python(
             "import logging\n"
-            "log = logging.getLogger('probes').error\n"
+            "log = logging.getLogger('queue_probes').error\n"
             "log('queue %s is late: %s', 'high', 'stuck')\n"
             "log('queue %s is late: %s', 'high', 'no consumer')\n",
             SENTRY_DSN=sentry.dsn,
         )
         events = sentry.events(queue="high")
     assert [event["fingerprint"] for event in events] == [["queue_probes", "high"]] * 2
+
+
+def test_a_scrape_is_not_traced() -> None:
+    assert sample({"wsgi_environ": {"PATH_INFO": "/metrics"}}, 1.0) == 0
+    assert sample({"wsgi_environ": {"PATH_INFO": "/shop"}}, 0.5) == 0.5

@@ -14,10 +14,10 @@ from celery import current_app
 from django.db import connection
 from django.db.models.functions import Now
 
-from hardened_celery.sentry import MONITOR
 from durable_jobs import Job
 from durable_jobs.reconcile import UNKNOWN_AFTER_SECONDS, fire_timers
 from durable_jobs.tasks import reconcile
+from hardened_celery.sentry import MONITOR
 from queue_probes.tasks import probe
 from tests import observed
 from tests.envelope_server import EnvelopeServer, running
@@ -159,10 +159,10 @@ def test_beat_loop_and_probes_check_in_once_a_minute(
     tmp_path: Path, project_environment: dict[str, str]
 ) -> None:
     database = project_environment["DATABASE_URL"]
-    command = "celery", "-A", "config", "beat", "--pidfile=", "-s", str(tmp_path / "schedule")
+    command = "celery", "-A", "tests.app", "beat", "--pidfile=", "-s", str(tmp_path / "schedule")
     with running() as sentry:
         environment = observed.environment(SENTRY_DSN=sentry.dsn, DATABASE_URL=database)
-        real = environment | {"DJANGO_SETTINGS_MODULE": "config.settings"}
+        real = environment | {"DJANGO_SETTINGS_MODULE": "tests.settings"}
         with (
             running_worker(tmp_path / "log", environment, "-c", "1", "-Q", "high,control") as work,
             observed.program(tmp_path / "beat", real, *command),

@@ -9,7 +9,7 @@ import sys
 import termios
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 
-from config.celery import app
+import hardened_celery
 from tests import tasks
+from tests.app import app
 from tests.processes import LAUNCHER, Worker, children, running_worker, wait_until
 
 pytestmark = pytest.mark.faults
@@ -75,9 +76,10 @@ def from_all_sides(worker: Worker) -> None:
         worker.send(number)
 
 
-def launcher(*arguments: str, python: Sequence[str] = (sys.executable,)) -> tuple[int, str]:
+def launcher(*command: str, **environment: str) -> tuple[int, str]:
     """Run the launcher for a moment; return its exit code and what it said."""
-    done = subprocess.run([*python, LAUNCHER, *arguments], stderr=subprocess.PIPE, text=True)
+    without = {name: value for name, value in os.environ.items() if name != "CELERY_APP"}
+    done = subprocess.run(command, env=without | environment, stderr=subprocess.PIPE, text=True)
     return done.returncode, done.stderr
 
 
@@ -190,7 +192,7 @@ def test_the_exit_code_is_the_one_of_celery(
 
 
 def test_a_task_sent_to_a_pool_process_just_before_the_stop_runs_once(worker: Worker) -> None:
-    """Celery forgot it, ran it twice, and took 31 s to stop (`hardened_celery.liveness.KeepSent`)."""
+    """Celery forgot it, ran it twice, and took 31 s to stop (see `liveness.KeepSent`)."""
     (pool_process,) = children(worker.celery_pid)
     os.kill(pool_process, signal.SIGSTOP)
     tasks.work.delay("task")
@@ -282,27 +284,45 @@ def inherit() -> None:
     ctypes.CDLL(None).prctl(pr_set_child_subreaper, 1)
 
 
+WORKER = "worker", "-A", "tests.app"
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--grace", "soon"], "'soon' is not a positive number of seconds"),
-        (["--hang", "0"], "'0' is not a positive number of seconds"),
-        (["--margin", "-1"], "'-1' is not a positive number of seconds"),
-        (["--grace", "10"], "--grace (10) must be more than --margin (10)"),
-        (["--heartbeat", "/no/such/folder/file"], "no place for the heartbeat"),
+        ([*WORKER, "--grace", "soon"], "'soon' is not a positive number of seconds"),
+        ([*WORKER, "--hang", "0"], "'0' is not a positive number of seconds"),
+        ([*WORKER, "--margin", "-1"], "'-1' is not a positive number of seconds"),
+        ([*WORKER, "--grace", "10"], "--grace (10) must be more than --margin (10)"),
+        ([*WORKER, "--heartbeat", "/no/such/folder/file"], "no place for the heartbeat"),
+        ([*WORKER, "--detach"], "stays in the foreground"),
+        (["worker"], "name the Celery application with -A"),
         (["check", "--max-age", "nan"], "'nan' is not a positive number of seconds"),
         (["check", "--concurrency", "2"], "unrecognized arguments"),
+        (["check"], "name the application with -A"),
+        (["wroker"], "`hardened-celery worker -A APP` or `hardened-celery check`"),
+        ([], "`hardened-celery worker -A APP` or `hardened-celery check`"),
     ],
 )
 def test_a_wrong_option_is_one_line(options: list[str], says: str) -> None:
-    code, said = launcher(*options)
+    code, said = launcher(*LAUNCHER, *options)
     assert code == 2
     assert says in said
     assert said.count("\n") == 1
 
 
+@pytest.mark.parametrize("form", ["", "worker", "check"])
+def test_help_says_how_it_stops(form: str) -> None:
+    command = [Path(sys.executable).with_name("hardened-celery"), *form.split(), "--help"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "handed back to the broker" in said.stdout
+    assert not said.stderr
+
+
 def test_a_python_without_celery_is_one_line() -> None:
-    code, said = launcher(python=[sys.executable, "-S"])
+    (source,) = hardened_celery.__path__
+    python = sys.executable, "-S", "-m", "hardened_celery"
+    code, said = launcher(*python, *WORKER, PYTHONPATH=str(Path(source).parent))
     assert code == 2
     assert "Celery is not installed" in said
     assert said.count("\n") == 1

@@ -19,10 +19,12 @@ from pathlib import Path
 from types import CodeType
 from typing import Any
 
-from celery import beat, bootsteps, signals
+from celery import Celery, beat, bootsteps, signals
 from celery.concurrency.base import apply_target
 from celery.worker import WorkController
 from kombu.connection import Connection
+
+from hardened_celery.heartbeat_file import ready
 
 SECONDS = 1
 HANG_SECONDS = 60  # after which beat ends, of which there is only one
@@ -33,6 +35,17 @@ MAY_STAY: set[CodeType] = {
     WorkController.stop.__code__,  # waits for running tasks; the launcher sets the deadline
     WorkController.terminate.__code__,
 }
+
+
+def connect(app: Celery) -> None:
+    """Add all of it to an app, also where its worker is not run by the launcher."""
+    app.steps["worker"].update(STEPS)
+    signals.beat_init.connect(watch_beat)
+
+
+def add_steps(sender: WorkController, **_signal: object) -> None:
+    """Add to the worker of an app what `connect` adds; the launcher does that in any project."""
+    sender.app.steps["worker"].update(STEPS)
 
 
 class Heartbeat(bootsteps.StartStopStep):
@@ -48,7 +61,7 @@ class Heartbeat(bootsteps.StartStopStep):
         self.enabled = bool(self.path)
         self.patience = float(os.environ.get("WORKER_HANG_SECONDS") or 120)
         self.turned = False
-        self.ready = Path(f"{self.path}.ready")
+        self.ready = ready(Path(str(self.path)))
         super().__init__(worker, **options)
 
     def start(self, worker: WorkController) -> None:
@@ -142,3 +155,6 @@ class KeepSent(bootsteps.StartStopStep):
     def close(self, worker: WorkController) -> None:
         """Take `flush` away; Celery looks whether it is there, and other pools have none."""
         worker.pool.flush = None
+
+
+STEPS = {Heartbeat, KeepSent}

@@ -74,6 +74,12 @@ def logging_config(*, json_lines: bool, level: str) -> dict[str, Any]:
     }
 
 
+def configure(*, json_lines: bool, level: str) -> dict[str, Any]:
+    """Set structlog up and return what belongs into Django's LOGGING."""
+    configure_structlog()
+    return logging_config(json_lines=json_lines, level=level)
+
+
 def configure_structlog() -> None:
     """Send structlog's events and Python's warnings through the standard library's loggers."""
     logging.captureWarnings(True)
@@ -92,7 +98,7 @@ def configure_structlog() -> None:
     bind_extra_request_finished_metadata.connect(stop_clock)
 
 
-def connect_celery(app: Celery) -> None:
+def connect(app: Celery) -> None:
     """Carry ids from who sends a task to the task, and keep Celery's own handlers away."""
     setup_logging.connect(leave_to_django)
     TASKS.connect_signals()

@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.error import HTTPError
 
 from tests.processes import ROOT, wait_until
+from tests.wiring import GUNICORN
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -63,7 +64,7 @@ def web(
 ) -> Iterator[subprocess.Popen]:
     """Run gunicorn with one worker process, on a port."""
     environment = environment | {"GUNICORN_BIND": f"127.0.0.1:{port}", "WEB_CONCURRENCY": "1"}
-    command = "gunicorn", "config.wsgi", "-c", "config/gunicorn.conf.py", *options
+    command = "gunicorn", "tests.wsgi", "-c", str(GUNICORN), *options
     with program(log, environment, *command) as process:
         wait_until(lambda: "Booting worker" in log.read_text(), 30, "gunicorn runs")
         yield process

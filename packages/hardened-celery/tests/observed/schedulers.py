@@ -6,7 +6,7 @@ from pathlib import Path
 
 from celery.beat import PersistentScheduler
 
-from config import liveness
+from hardened_celery import liveness
 
 liveness.HANG_SECONDS = 6
 

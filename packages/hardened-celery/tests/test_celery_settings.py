@@ -19,10 +19,10 @@ from celery.app.defaults import DEFAULTS
 from celery.exceptions import QueueNotFound
 from kombu.exceptions import OperationalError
 
-from config import celery_settings
 from devstack import valkey
 from devstack.processes import Process, stop, wait_until_ready
 from tests.processes import running_worker, wait_until
+from tests.wiring import TEMPLATE_SETTINGS
 
 PUBLISHER = ["gunicorn", "config.wsgi"]
 WORKER = ["celery", "-A", "config", "worker", "-Q", "high"]
@@ -37,7 +37,7 @@ def load(url: str, argv: list[str] = PUBLISHER, **environment: str) -> dict[str,
         for name, value in {"CELERY_BROKER_URL": url, **environment}.items():
             patch.setenv(name, value)
         patch.setattr(sys, "argv", argv)
-        names = runpy.run_path(celery_settings.__file__)
+        names = runpy.run_path(str(TEMPLATE_SETTINGS))
     return {name: names[name] for name in names["__all__"]}
 
 
@@ -74,9 +74,10 @@ def seconds_until_it_fails(app: Celery, **options: Any) -> float:
     return time.monotonic() - started
 
 
-def test_star_import_brings_nothing_but_settings() -> None:
+def test_star_import_brings_nothing_but_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(TEMPLATE_SETTINGS.parent)
     names: dict[str, Any] = {}
-    exec("from config.celery_settings import *", names)  # noqa: S102
+    exec("from celery_settings import *", names)  # noqa: S102
     assert len(names) > 20
     assert {name for name in names if not name.startswith("CELERY_")} == {"__builtins__"}
 
