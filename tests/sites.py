@@ -158,8 +158,8 @@ class Site(ABC):
             if words and words in line:
                 time.sleep(float(seconds or 0))
                 # the script, and not what it has begun
-                found = self.run("pgrep", "-of", f"python3 {self.script}/rollout.py")
-                self.run("kill", "-KILL", *found.split())
+                noted = self.run("cat", f"{self.home}/deploy.lock")  # "process 12, deploy ..."
+                self.run("kill", "-KILL", noted.split()[1].rstrip(","))
                 break
         lines += process.stdout.readlines()
         process.stdout.close()

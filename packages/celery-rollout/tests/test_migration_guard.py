@@ -27,8 +27,8 @@ from django.db.migrations.state import ProjectState
 from django.db.models.functions import Now
 from django.test import modify_settings
 
-from deploy.migration_guard import Guard, migrations
-from tests.processes import wait_until
+from rollout.migration_guard import Guard, migrations
+from tests.conftest import wait_until
 
 pytestmark = pytest.mark.django_db
 ID = ("id", m.BigAutoField(primary_key=True))

@@ -2,10 +2,12 @@
 
 import inspect
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,24 +17,14 @@ from hypothesis import HealthCheck, assume, given
 from hypothesis import settings as tried
 from hypothesis import strategies as st
 
-from deploy.release import (
-    PROJECT,
-    Parameter,
-    check,
-    doubts,
-    found_in_settings,
-    now,
-    refusals,
-    tasks,
-    without_answer,
-    without_worker,
-)
 from durable_jobs import Job
 from queue_probes.conf import queues
 from queue_probes.models import Node, Queue
-from tests.conftest import Crew, crew, fast  # noqa: F401 - pytest finds them here
-from tests.slow import sleep
-from tests.processes import wait_until
+from rollout.release import doubts, found_in_settings
+from rollout.signs import now, without_answer, without_worker
+from rollout.tasks import Parameter, check, refusals, tasks
+from tests.app import sleep
+from tests.conftest import Ask, Crew, wait_until
 
 pytestmark = pytest.mark.django_db
 KINDS = list(inspect._ParameterKind)
@@ -245,21 +237,17 @@ def test_a_worker_that_was_killed_just_now_serves_nothing() -> None:
     assert "low: no worker" in without_worker("r1", now())[0]
 
 
-def test_a_deploy_ends_well_beside_long_jobs(crew: Crew) -> None:  # noqa: F811
+@pytest.mark.faults
+def test_a_deploy_ends_well_beside_long_jobs(crew: Crew, ask: Ask) -> None:
     for _ in range(2):
         sleep.apply_async((60,), queue="low")
     crew.worker("low", "low", 2)
     crew.worker("rest", "default,high,control")
     wait_until(lambda: Node.objects.filter(name="low@test", active=2).exists(), 60, "low is busy")
     crew.beat()
-    done = subprocess.run(
-        [sys.executable, "deploy/release.py", "queues", "r1", "30"],
-        cwd=PROJECT,
-        env=crew.environment,
-        capture_output=True,
-        text=True,
-    )
-    assert (done.returncode, done.stdout.splitlines()) == (0, BUSY)
+    done = ask("queues", "r1", "30", **crew.environment)
+    proof = "it has answered a probe of every other queue"
+    assert (done.returncode, done.stdout.splitlines()) == (0, [*BUSY, proof])
 
 
 def test_columns_that_are_yet_to_come_keep_nobody_from_deploying() -> None:
@@ -300,14 +288,9 @@ def test_settings_that_leave_no_page_are_told_from_those_that_are_only_unwise(
     assert any("security.W004" in line for line in rest)
 
 
-def test_a_release_can_run_what_it_sends_itself() -> None:
-    done = subprocess.run(
-        [sys.executable, "deploy/release.py", "tasks"],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+def test_a_release_can_run_what_it_sends_itself(ask: Ask) -> None:
+    done = ask("tasks")
+    assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert "queue_probes.probe" in found["tasks"]
     assert not any(name.startswith("celery.") for name in found["tasks"])
@@ -320,17 +303,29 @@ def test_bound_tasks_are_listed_without_self() -> None:
 
 @pytest.mark.django_db(transaction=True)
 def test_a_migration_gives_up_waiting_for_a_lock_whatever_the_settings_say(
-    project_environment: dict[str, str],
+    project_environment: dict[str, str], ask: Ask
 ) -> None:
     endless = {"PGOPTIONS": "-c lock_timeout=0 -c statement_timeout=60s"}
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute("LOCK TABLE django_migrations")
-        done = subprocess.run(
-            [sys.executable, "deploy/release.py", "migrate"],
-            cwd=PROJECT,
-            env=project_environment | endless,
-            capture_output=True,
-            text=True,
-        )
+        done = ask("migrate", **project_environment | endless)
     assert done.returncode == 1
     assert "due to lock timeout" in done.stderr
+
+
+def test_the_application_is_the_one_that_pyproject_names_else_config(tmp_path: Path) -> None:
+    (tmp_path / "config").mkdir()
+    made = "from django.conf import settings; settings.configure()\nfrom celery import Celery\n"
+    (tmp_path / "config/__init__.py").write_text(f"{made}app = Celery('config')\n")
+    (tmp_path / "shop.py").write_text(
+        f"{made}app = Celery('shop')\n@app.task(name='shop.sell')\ndef sell(what): ...\n"
+    )
+    command = [sys.executable, "-m", "rollout.release", "tasks"]
+    for name, found in (("config", []), ("shop", ["shop.sell"])):
+        if name == "shop":
+            (tmp_path / "pyproject.toml").write_text(f'[tool.rollout]\napp = "{name}"\n')
+        environment = {k: v for k, v in os.environ.items() if k != "DJANGO_SETTINGS_MODULE"}
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True)
+        assert done.returncode == 0, done.stderr
+        answer = json.loads(done.stdout)
+        assert (list(answer["tasks"]), answer["queues"]) == (found, ["celery"])

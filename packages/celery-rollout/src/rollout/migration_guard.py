@@ -1,4 +1,4 @@
-"""Would the migrations to come break the release that still runs? `release.py check` asks it.
+"""Would the migrations to come break the release that still runs? `rollout.release check` asks it.
 
 It looks at what the linter of `manage.py lintmigrations` does not: each column, index and
 constraint by itself; and whether somebody has thought about Python and SQL of your own.
@@ -7,6 +7,12 @@ constraint by itself; and whether somebody has thought about Python and SQL of y
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any
+
+from django.conf import settings
+from django.db import connection
+from django.db.migrations import RunPython, RunSQL, SeparateDatabaseAndState
+from django.db.migrations.executor import MigrationExecutor
+from django_migration_linter import IgnoreMigration
 
 NAME = r'((?:"[^"]+"\.?)+)'
 # What says nothing about a statement: values, which hold any words, and comments. Names are kept.
@@ -85,8 +91,6 @@ class Guard:
 
 def unthought(operations: Iterable[Any]) -> Iterator[str]:
     """Return the names of operations that are Python or SQL of somebody's own."""
-    from django.db.migrations import RunPython, RunSQL, SeparateDatabaseAndState
-
     for operation in operations:
         if isinstance(operation, SeparateDatabaseAndState):
             yield from unthought(operation.database_operations)
@@ -99,11 +103,6 @@ def migrations() -> list[str]:
 
     And indexes that a migration has left behind unfinished, so that it cannot be repeated.
     """
-    from django.conf import settings
-    from django.db import connection
-    from django.db.migrations.executor import MigrationExecutor
-    from django_migration_linter import IgnoreMigration
-
     found: list[str] = []
     guard = Guard()
     left_out = getattr(settings, "MIGRATION_LINTER_OPTIONS", {}).get("exclude_apps", ())

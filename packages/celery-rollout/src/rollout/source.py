@@ -1,52 +1,30 @@
 """What a deploy is asked to bring up: the commit of a checkout, or a release that is there."""
 
 import argparse
-import math
 import re
 import subprocess
-from contextlib import suppress
+import tomllib
 from pathlib import Path
 
-from rollout.releases import Releases
-
-def seconds(text: str) -> float:
-    """Parse a positive number of seconds."""
-    with suppress(ValueError):
-        if 0 < (value := float(text)) < math.inf:
-            return value
-    raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
-
+from rollout.platform import Platform
+from rollout.shell import RefusedError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
 RESERVED = ("current", "previous", "none", "init", "status")
 
 
-class RefusedError(Exception):
-    """The command must not begin; the message says why, and what would be right."""
+def app_name(folder: Path) -> str:
+    """Return what names of units and images begin with, as the project's pyproject.toml has it."""
+    file = folder.resolve() / "pyproject.toml"
+    try:
+        found = tomllib.loads(file.read_text())
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise RefusedError(f"{file} names no project: {error}") from None
+    name = found.get("project", {}).get("name", folder.resolve().name)
+    return str(found.get("tool", {}).get("rollout", {}).get("name", name)).replace("-", "_")
 
 
-def commit_of(source: Path) -> str | None:
-    """Return the commit checked out in a folder, None where it is no git checkout.
-
-    Raises RefusedError when git refuses, or when the folder holds changes that are not committed.
-    """
-    git = ["git", "-C", str(source)]
-    found = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
-    if found.returncode:
-        if any((folder / ".git").exists() for folder in (source, *source.parents)):
-            empty = "unknown revision" in found.stderr
-            why = "nothing is committed yet" if empty else found.stderr.splitlines()[0]
-            if "dubious ownership" in why:  # somebody else's checkout
-                why += f"; `git config --global --add safe.directory {source}` allows it to root"
-            raise RefusedError(f"{source}: {why}")
-        return None
-    changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True)
-    if changes.stdout:
-        raise RefusedError(f"commit these changes first, or stash them:\n{changes.stdout.rstrip()}")
-    return found.stdout.strip()
-
-
-def wanted(platform: Releases, options: argparse.Namespace) -> tuple[str, Path, str | None]:
+def wanted(platform: Platform, options: argparse.Namespace) -> tuple[str, Path, str | None]:
     """Return name, source and commit of the release that the command line asks for.
 
     Raises RefusedError when that is none, or when the name is taken by another commit.
@@ -81,12 +59,33 @@ def wanted(platform: Releases, options: argparse.Namespace) -> tuple[str, Path, 
     return release, source, commit
 
 
-def refuse_other_settings(platform: Releases, release: str) -> None:
+def commit_of(source: Path) -> str | None:
+    """Return the commit checked out in a folder, None where it is no git checkout.
+
+    Raises RefusedError when git refuses, or when the folder holds changes that are not committed.
+    """
+    git = ["git", "-C", str(source)]
+    found = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
+    if found.returncode:
+        if any((folder / ".git").exists() for folder in (source, *source.parents)):
+            empty = "unknown revision" in found.stderr
+            why = "nothing is committed yet" if empty else found.stderr.splitlines()[0]
+            if "dubious ownership" in why:  # somebody else's checkout
+                why += f"; `git config --global --add safe.directory {source}` allows it to root"
+            raise RefusedError(f"{source}: {why}")
+        return None
+    changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True)
+    if changes.stdout:
+        raise RefusedError(f"commit these changes first, or stash them:\n{changes.stdout.rstrip()}")
+    return found.stdout.strip()
+
+
+def refuse_other_settings(platform: Platform, release: str) -> None:
     """Raise RefusedError where settings have changed that a running release would not read."""
     if platform.runs_with_other_settings(release):
         raise RefusedError(
-            f"{release} runs with other settings than those of {platform.home}/env; to apply these"
-            f" give it another name: deploy/deploy --name {release}-2"
+            f"{release} runs with other settings than those of {platform.env}; to apply these"
+            f" give it another name: deploy --name {release}-2"
         )
 
 
@@ -95,6 +94,5 @@ def must_be_checkout(folder: str) -> None:
     if not (Path(folder) / "manage.py").is_file():
         raise RefusedError(
             f"{Path(folder).resolve()} is not a checkout of the project: it has no manage.py. Nor"
-            f" is {folder!r} a command: those are deploy/deploy [init|status], deploy/rollback and"
-            " deploy/manage"
+            f" is {folder!r} a command: those are `deploy [init|status]`, `rollback` and `manage`"
         )

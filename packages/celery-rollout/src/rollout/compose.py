@@ -1,36 +1,34 @@
 """Releases side by side on one machine as projects of Docker Compose: `<app>-<release>`."""
 
 import json
-import os
 import re
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
-from rollout.releases import Releases, StepError, ending, run
+from rollout.platform import Platform
+from rollout.shell import StepError, ending, keep, run, succeeds
 
 FILE = "compose.production.yaml"
+LABEL = "com.docker.compose"
 # A connection for each request: none is reused while its web process ends.
 UPSTREAM = "reverse_proxy web-{release}:8000 {{\n\ttransport http {{\n\t\tkeepalive off\n\t}}\n}}\n"
 # What the proxy had taken before it knew of the new release has got through to the old one by then.
 DRAIN_SECONDS = 2
+RELOAD = ("exec", "--no-TTY", "proxy", "caddy", "reload", "--config", "/etc/caddy/Caddyfile")
 
 
-class Compose(Releases):
+class Compose(Platform):
     """Images, containers and the proxy in front of the web."""
 
-    SETTINGS = (
-        Releases.SETTINGS
-        + """\
+    SETTINGS = f"""{Platform.SETTINGS}\
 # The name that leads to this machine; the proxy gets its certificate by itself.
 SITE_ADDRESS=example.com
-SERVICES_PASSWORD={password}
-DATABASE_URL=postgres://app:{password}@postgres:5432/app
-# rabbitmq: amqp://app:{password}@rabbitmq:5672//
-CELERY_BROKER_URL=redis://:{password}@valkey:6379/0
+SERVICES_PASSWORD={{password}}
+DATABASE_URL=postgres://app:{{password}}@postgres:5432/app
+# rabbitmq: amqp://app:{{password}}@rabbitmq:5672//
+CELERY_BROKER_URL=redis://:{{password}}@valkey:6379/0
 """
-    )
 
     def init(self) -> Path:
         run("docker", "compose", "version")
@@ -38,15 +36,18 @@ CELERY_BROKER_URL=redis://:{password}@valkey:6379/0
         (self.home / "compose").touch()  # from now on `deploy` knows that it works with containers
         return settings
 
-    def compose(self, release: str, *arguments: str, shared: bool = False, **how: Any) -> str:
-        """Run a command of Compose on a release, or on what all releases share."""
-        return run(*self._command(release, shared=shared), *arguments, **how)
+    def compose(self, release: str, *arguments: str, **how: Any) -> str:
+        """Run a command of Compose on a release."""
+        return run(*self._command(f"{self.app}-{release}", release), *arguments, **how)
 
-    def _command(self, release: str, *, shared: bool = False) -> list[str]:
-        project = self.app if shared else f"{self.app}-{release}"
-        environment = (f"RELEASE={release}", f"APP_HOME={self.home}")
-        files = ("-f", f"{self.releases / release}/{FILE}", "--env-file", f"{self.home}/env")
-        return ["env", *environment, "docker", "compose", "--progress=quiet", "-p", project, *files]
+    def shared(self, release: str, *arguments: str) -> None:
+        """Run a command of Compose on what all releases share, as this one has it."""
+        run(*self._command(self.app, release), "--profile", "shared", *arguments)
+
+    def _command(self, project: str, release: str) -> list[str]:
+        environment = ("env", f"RELEASE={release}", f"APP_HOME={self.home}")
+        files = ("-f", f"{self.releases / release}/{FILE}", "--env-file", str(self.env))
+        return [*environment, "docker", "compose", "--progress=quiet", "-p", project, *files]
 
     def install(self, folder: Path, release: str) -> None:
         if not re.fullmatch("[a-z0-9][a-z0-9_-]*", release):
@@ -57,21 +58,15 @@ CELERY_BROKER_URL=redis://:{password}@valkey:6379/0
         run("docker", "image", "rm", "--force", f"{self.app}:{release}")
         super().delete(release)
 
-    def inside(self, release: str, *command: str, stdin: str = "", alone: bool = False) -> str:
-        options = []
-        if alone:
-            name = f"{self.app}-alone"
-            options += ["--name", name]
-            while run("docker", "ps", "--quiet", "--filter", f"name=^{name}$"):
-                time.sleep(0.5)
-            subprocess.run(["docker", "rm", "--force", name], capture_output=True)
-        program = ("run", "--rm", "--no-TTY", "--no-deps", *options, "manage", "python", *command)
-        return self.compose(release, *program, input=stdin)
-
-    def attended(self, release: str, *command: str) -> int:
-        tty = [] if os.isatty(0) else ["--no-TTY"]
-        program = ("run", "--rm", "--no-deps", *tty, "manage", "python", *command)
-        return subprocess.run([*self._command(release), *program]).returncode
+    def python(self, release: str, *, tty: bool = False, unit: str = "") -> list[str]:
+        while unit and run("docker", "ps", "--quiet", "--filter", f"name=^{unit}$"):
+            time.sleep(0.5)
+        if unit:
+            succeeds("docker", "rm", "--force", unit)
+        options = [] if tty else ["--no-TTY"]
+        options += ["--name", unit] if unit else []
+        command = self._command(f"{self.app}-{release}", release)
+        return [*command, "run", "--rm", "--no-deps", *options, "manage", "python"]
 
     def last_words(self, release: str) -> str:
         how = ("--no-color", "--no-log-prefix", "--tail=8")
@@ -80,8 +75,7 @@ CELERY_BROKER_URL=redis://:{password}@valkey:6379/0
     def roles(self, release: str | None = None) -> list[str]:
         if release is None:
             return sorted({role for role, _ in self.units()})
-        services = self.compose(release, "--profile", "release", "config", "--services")
-        return sorted(services.split())
+        return sorted(self.compose(release, "--profile", "release", "config", "--services").split())
 
     def units(self) -> list[tuple[str, str]]:
         return [(role, release) for role, release, _ in self._listed()]
@@ -98,31 +92,27 @@ CELERY_BROKER_URL=redis://:{password}@valkey:6379/0
 
     def _listed(self, *filters: str) -> list[tuple[str, str, str]]:
         """Return role, release and name of the containers that run, or that the filters want."""
-        label = "com.docker.compose"
-        shown = ("--format", "json", "--filter", f"label={label}.project", *filters)
-        rows = [json.loads(line) for line in run("docker", "ps", *shown).splitlines()]
+        shown = ("--format", "json", "--filter", f"label={LABEL}.project", *filters)
         found = []
-        for row in rows:
+        for row in map(json.loads, run("docker", "ps", *shown).splitlines()):
             labels = dict(pair.partition("=")[::2] for pair in row["Labels"].split(","))
-            project = labels[f"{label}.project"]
-            if project.startswith(f"{self.app}-") and labels.get(f"{label}.oneoff") != "True":
-                release = project.removeprefix(f"{self.app}-")
-                found.append((labels[f"{label}.service"], release, row["Names"]))
+            app, _, release = labels[f"{LABEL}.project"].partition("-")
+            if app == self.app and release and labels.get(f"{LABEL}.oneoff") != "True":
+                found.append((labels[f"{LABEL}.service"], release, row["Names"]))
         return found
 
     def provide(self, release: str) -> None:
         config = json.loads(self.compose(release, "--profile", "*", "config", "--format", "json"))
-        for kind in ("networks", "volumes"):
-            for thing in config.get(kind, {}).values():
-                if thing.get("external"):
-                    make(kind.removesuffix("s"), thing["name"])
+        for kind in ("network", "volume"):
+            for thing in config.get(f"{kind}s", {}).values():
+                if thing.get("external") and not succeeds("docker", kind, "inspect", thing["name"]):
+                    run("docker", kind, "create", thing["name"])
         (self.home / "proxy").mkdir(exist_ok=True)
         if not (self.home / "proxy/upstream.caddy").exists():
             self.prepare(release)
             self.send_to(release)
         # What runs stays as it is: a new image of the database is for a person to bring in.
-        shared = ("--profile", "shared", "up", "--detach", "--wait", "--no-recreate")
-        self.compose(release, *shared, shared=True)
+        self.shared(release, "up", "--detach", "--wait", "--no-recreate")
 
     def prepare(self, release: str) -> None:
         source = self.releases / release / "deploy/proxy/Caddyfile"
@@ -130,23 +120,12 @@ CELERY_BROKER_URL=redis://:{password}@valkey:6379/0
 
     def send_to(self, release: str) -> None:
         """Write which release the proxy has to send requests to."""
-        partial = self.home / "proxy/.upstream"
-        partial.write_text(UPSTREAM.format(release=release))
-        partial.rename(self.home / "proxy/upstream.caddy")
+        keep(self.home / "proxy/upstream.caddy", UPSTREAM.format(release=release))
 
     def wait_for_web(self, release: str, seconds: float) -> None:
         # It is healthy: `start` waited for that.
         self.send_to(release)
-        command = (
-            "exec",
-            "--no-TTY",
-            "proxy",
-            "caddy",
-            "reload",
-            "--config",
-            "/etc/caddy/Caddyfile",
-        )
-        self.compose(release, "--profile", "shared", *command, shared=True)
+        self.shared(release, *RELOAD)
         time.sleep(DRAIN_SECONDS)
 
     def start(self, release: str, *roles: str) -> None:
@@ -157,9 +136,3 @@ CELERY_BROKER_URL=redis://:{password}@valkey:6379/0
         for release in sorted({name for names in others.values() for name in names}):
             roles = [role for role, names in others.items() if release in names]
             self.compose(release, "rm", "--stop", "--force", *roles)
-
-
-def make(kind: str, name: str) -> None:
-    """Make a network or a volume of this name, unless there is one."""
-    if subprocess.run(["docker", kind, "inspect", name], capture_output=True).returncode:
-        run("docker", kind, "create", name)

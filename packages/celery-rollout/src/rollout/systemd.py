@@ -7,33 +7,29 @@ import pwd
 import re
 import shutil
 import socket
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
-from rollout.releases import Releases, StepError, ending, run
+from rollout.platform import Platform
+from rollout.shell import StepError, ending, keep, run, succeeds
 
 UNITS = Path("/etc/systemd/system")
-ALIVE = ("active", "activating", "reloading", "refreshing", "deactivating")
 
 
-class Systemd(Releases):
+class Systemd(Platform):
     """Folders, units and the socket of one project."""
 
-    SETTINGS = (
-        Releases.SETTINGS
-        + """\
+    SETTINGS = f"""{Platform.SETTINGS}\
 # Where the proxy that speaks TLS finds the web.
 WEB_LISTEN=127.0.0.1:8000
-DATABASE_URL=postgres://user:password@127.0.0.1:5432/{app}
+DATABASE_URL=postgres://user:password@127.0.0.1:5432/{{app}}
 CELERY_BROKER_URL=redis://:password@127.0.0.1:6379/0
 """
-    )
 
     def init(self) -> Path:
         # The user of the processes owns nothing and cannot log in.
-        if subprocess.run(["id", "-u", self.user], capture_output=True).returncode:
+        if not succeeds("id", "-u", self.user):
             run("useradd", "--system", "--no-create-home", "--home-dir", "/nonexistent", self.user)
         return super().init()
 
@@ -41,8 +37,10 @@ CELERY_BROKER_URL=redis://:password@127.0.0.1:6379/0
         environment = {k: v for k, v in os.environ.items() if k != "VIRTUAL_ENV"}
         environment |= {"UV_PYTHON_DOWNLOADS": "never", "UV_COMPILE_BYTECODE": "1"}
         environment |= {"UV_LINK_MODE": "copy", "UV_PROJECT_ENVIRONMENT": ".venv"}
-        # Relocatable, as the folder gets its last name when it is complete.
-        for command in (("venv", "--relocatable"), ("sync", "--no-dev", "--frozen")):
+        # The folder gets its last name when it is complete: so the environment is relocatable, and
+        # the engines, members of the workspace, are copied into it and not linked.
+        sync = ("sync", "--no-dev", "--no-editable", "--frozen")
+        for command in (("venv", "--relocatable"), sync):
             run(uv(self.home), *command, "--quiet", cwd=folder, env=environment)
         python = str(folder / ".venv/bin/python")
         self._collect_static(folder, python)
@@ -61,34 +59,16 @@ CELERY_BROKER_URL=redis://:password@127.0.0.1:6379/0
         run(*command, cwd=folder, env=nothing, **who)
         run("chown", "-hR", "0:0", str(static))
 
-    def inside(self, release: str, *command: str, stdin: str = "", alone: bool = False) -> str:
-        options = ["--pipe", *self._options(release)]
-        if alone:
-            unit = f"{self.app}-alone.service"
-            options.append(f"--unit={unit}")
-            while systemctl("show", "-P", "ActiveState", unit) in ALIVE:
-                time.sleep(0.5)
-        python = f"{self.releases / release}/.venv/bin/python"
-        return run("systemd-run", *options, "--", python, *command, input=stdin)
-
-    def _options(self, release: str) -> list[str]:
+    def python(self, release: str, *, tty: bool = False, unit: str = "") -> list[str]:
+        while unit and alive(systemctl("show", "-P", "ActiveState", f"{unit}.service")):
+            time.sleep(0.5)
         folder = self.releases / release
-        return [
-            "--quiet",
-            "--wait",
-            "--collect",
-            f"--uid={self.user}",
-            f"--working-directory={folder}",
-            f"--property=EnvironmentFile={self.home}/env",
-            f"--setenv=RELEASE={release}",
-            f"--setenv=PATH={folder}/.venv/bin:/usr/bin:/bin",
-        ]
-
-    def attended(self, release: str, *command: str) -> int:
-        kind = "--pty" if os.isatty(0) else "--pipe"
-        python = f"{self.releases / release}/.venv/bin/python"
-        options = (kind, *self._options(release))
-        return subprocess.run(["systemd-run", *options, "--", python, *command]).returncode
+        named = [f"--unit={unit}"] if unit else []
+        options = ["--pty" if tty else "--pipe", "--quiet", "--wait", "--collect", *named]
+        options += [f"--uid={self.user}", f"--working-directory={folder}"]
+        options += [f"--property=EnvironmentFile={self.env}", f"--setenv=RELEASE={release}"]
+        options += [f"--setenv=PATH={folder}/.venv/bin:/usr/bin:/bin"]
+        return ["systemd-run", *options, "--", f"{folder}/.venv/bin/python"]
 
     def forget_others(self, release: str) -> None:
         enabled = (link.name for link in UNITS.glob(f"*.wants/{self.app}-*@*.service"))
@@ -101,8 +81,8 @@ CELERY_BROKER_URL=redis://:password@127.0.0.1:6379/0
                 file.unlink()
                 systemctl("daemon-reload")
         for _, name, unit, state in self._listed():
-            if name != release and state not in ALIVE:  # killed while it was ending
-                subprocess.run(["systemctl", "reset-failed", unit], capture_output=True)
+            if name != release and not alive(state):  # killed while it was ending
+                succeeds("systemctl", "reset-failed", unit)
 
     def _role(self, file: Path) -> str:
         return file.name.removeprefix(f"{self.app}-").removesuffix("@.service")
@@ -135,62 +115,50 @@ CELERY_BROKER_URL=redis://:password@127.0.0.1:6379/0
 
     def check_settings(self) -> None:
         super().check_settings()
-        address = self.listen()
+        address, web = self.listen(), f"{self.app}-web.socket"
         if not re.fullmatch(r"/\S+|(\d+(\.\d+){3}|\[[0-9a-fA-F:]+\]):\d{1,5}", address):
             raise StepError(f"WEB_LISTEN={address} is no `127.0.0.1:8000` or path of a socket")
-        unit = f"{self.app}-web.socket"
-        listens = systemctl("show", "-P", "Listen", unit).partition(" ")[0]
-        if systemctl("show", "-P", "ActiveState", unit) == "active" and listens != self.listen():
-            told = self.setting("WEB_LISTEN", "is not set, so it is " + self.listen())
+        listens = systemctl("show", "-P", "Listen", web).partition(" ")[0]
+        if systemctl("show", "-P", "ActiveState", web) == "active" and listens != address:
+            told = self.setting("WEB_LISTEN", f"is not set, so it is {address}")
             raise StepError(
                 f"the web listens on {listens}, and WEB_LISTEN {told}. To change that takes a"
-                f" deploy without a web: first `systemctl stop {unit} '{self.app}-web@*'`, then the"
+                f" deploy without a web: first `systemctl stop {web} '{self.app}-web@*'`, then the"
                 " same command again"
             )
         installed = UNITS / f"{self.app}-beat@.service"
         if installed.exists() and f"{self.home}/releases/" not in installed.read_text():
             raise StepError(f"{installed} belongs to another --home: one machine runs it once")
 
-    def provide(self, release: str) -> None:
-        """Nothing: database and broker are somewhere else."""
-
     def prepare(self, release: str) -> None:
-        changed = False
+        known = {"APP": self.app, "HOME": self.home, "USER": self.user, "LISTEN": self.listen()}
         for file in (self.releases / release / "deploy/systemd").iterdir():
             text = file.read_text()
-            known = {"APP": self.app, "HOME": self.home, "USER": self.user, "LISTEN": self.listen()}
             for name, value in known.items():
                 text = text.replace(f"@{name}@", str(value))
+            target = UNITS / f"{self.app}-{file.name}"
             if file.name == "common.conf":  # a drop-in of all units whose names begin so
                 target = UNITS / f"{self.app}-@.service.d" / file.name
-            else:
-                target = UNITS / f"{self.app}-{file.name}"
-            if not target.exists() or target.read_text() != text:
                 target.parent.mkdir(exist_ok=True)
-                target.with_name(f".{target.name}").write_text(text)
-                target.with_name(f".{target.name}").rename(target)
-                changed = True
-        if changed:
-            systemctl("daemon-reload")
+            if not target.exists() or target.read_text() != text:
+                keep(target, text)
+        systemctl("daemon-reload")
         systemctl("enable", "--now", f"{self.app}-web.socket")
 
     def units(self) -> list[tuple[str, str]]:
-        return [(role, release) for role, release, _, state in self._listed() if state in ALIVE]
+        return [(role, release) for role, release, _, state in self._listed() if alive(state)]
 
     def ailing(self, release: str) -> list[str]:
-        found = ((unit, role) for role, name, unit, _ in self._listed() if name == release)
-        waits = "auto-restart"
-        return [role for unit, role in found if waits in systemctl("show", "-P", "SubState", unit)]
+        found = self._listed()
+        return [role for role, name, _, state in found if name == release and "auto" in state]
 
     def _listed(self) -> list[tuple[str, str, str, str]]:
         """Return role, release, unit and state of all units that systemd knows."""
-        listed = systemctl(
-            "list-units", "--all", "--plain", "--no-legend", "--full", f"{self.app}-*@*.service"
-        )
-        pattern = re.compile(rf"{re.escape(self.app)}-([^@]+)@(.+)\.service$")
-        rows = (line.split() for line in listed.splitlines())
-        found = ((pattern.match(row[0]), row) for row in rows)
-        return [(match[1], match[2], row[0], row[2]) for match, row in found if match]
+        columns = rf"^({re.escape(self.app)}-([^@\s]+)@(\S+)\.service) +\S+ +(\S+ +\S+)"
+        how = ("--all", "--plain", "--no-legend", "--full")
+        listed = systemctl("list-units", *how, f"{self.app}-*@*.service")
+        found = re.findall(columns, listed, re.MULTILINE)
+        return [(role, release, unit, state) for unit, role, release, state in found]
 
     def start(self, release: str, *roles: str) -> None:
         units = [self.unit(role, release) for role in roles]
@@ -205,7 +173,7 @@ CELERY_BROKER_URL=redis://:password@127.0.0.1:6379/0
             systemctl("disable", "--quiet", *units)
             systemctl("stop", *units)
             # or what has crashed would be shown as failed until the next start of the machine
-            subprocess.run(["systemctl", "reset-failed", *units], capture_output=True)
+            succeeds("systemctl", "reset-failed", *units)
 
     def wait_for_web(self, release: str, seconds: float) -> None:
         address = self.listen()
@@ -225,17 +193,15 @@ CELERY_BROKER_URL=redis://:password@127.0.0.1:6379/0
 
 def get(listen: str, path: str) -> tuple[int, Any]:
     """Ask an address as systemd writes it, `host:port` or a path; return status and JSON."""
+    host, _, port = listen.rpartition(":")
+    host = {"0.0.0.0": "127.0.0.1", "[::]": "::1"}.get(host, host.strip("[]"))  # noqa: S104
+    kind = socket.AF_INET6 if ":" in host else socket.AF_INET
+    path_of_socket = listen.startswith("/")
     connection = http.client.HTTPConnection("localhost", timeout=5)
-    if listen.startswith("/"):
-        connection.sock = socket.socket(socket.AF_UNIX)
-        connection.sock.settimeout(5)
-        connection.sock.connect(listen)
-    else:
-        host, _, port = listen.rpartition(":")
-        host = host.strip("[]")
-        where = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
-        connection = http.client.HTTPConnection(where, int(port), timeout=5)
+    connection.sock = socket.socket(socket.AF_UNIX if path_of_socket else kind)
+    connection.sock.settimeout(5)
     try:
+        connection.sock.connect(listen if path_of_socket else (host, int(port)))
         connection.request("GET", path)
         answer = connection.getresponse()
         return answer.status, json.loads(answer.read())
@@ -251,6 +217,11 @@ def uv(home: Path) -> str:
     if not (folder / "bin/uv").exists():
         run("python3", "-m", "pip", "install", "-qq", "--target", str(folder), "uv")
     return str(folder / "bin/uv")
+
+
+def alive(state: str) -> bool:
+    """Tell whether a unit in this state runs, is about to, or ends just now."""
+    return state.startswith(("activ", "reloading", "refreshing", "deactivating"))
 
 
 def systemctl(*arguments: str) -> str:

@@ -1,4 +1,4 @@
-"""What the deploy scripts keep of releases: it survives a kill, and shows no secret."""
+"""What is kept of releases: it survives a kill, and shows no secret. Nothing really runs here."""
 
 import json
 import sys
@@ -8,15 +8,10 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import TEMPLATE
-
-sys.path.append(str(TEMPLATE / "{{cookiecutter.project_slug}}/deploy"))
-import on_systemd
-import releases
-from change import Deploy
-from source import RefusedError
-
-import rollout
+from rollout import commands, platform, shell, source, systemd
+from rollout.__main__ import parse
+from rollout.deploy import Deploy
+from rollout.shell import RefusedError, StepError
 
 ROLES = ["beat", "web", "worker-low"]
 # What a release answers when it is asked; its tasks are the only thing that matters here.
@@ -40,7 +35,7 @@ HINT:  Perhaps you meant to reference the column "queue_probes_queue.name".
 """
 
 
-class Platform(releases.Releases):
+class Platform(platform.Platform):
     """Releases in a folder of their own; of their processes only the names are kept."""
 
     def __init__(self, home: Path, *names: str) -> None:
@@ -49,14 +44,15 @@ class Platform(releases.Releases):
         home.mkdir()
         (home / "env").write_text("MARK=old\n")
         for name in names:
-            folder = self.releases / name / "deploy"
+            folder = self.releases / name / "rollout"
             folder.mkdir(parents=True)
+            (folder / "__init__.py").touch()
             (folder / "release.py").write_text(RELEASE)
             (folder.parent / "manage.py").touch()
             self.is_current(name)
 
-    def inside(self, release: str, *command: str, stdin: str = "", alone: bool = False) -> str:
-        return releases.run(sys.executable, *command, cwd=self.releases / release, input=stdin)
+    def python(self, release: str, *, tty: bool = False, unit: str = "") -> list[str]:
+        return ["env", "-C", str(self.releases / release), sys.executable]
 
     def roles(self, release: str | None = None) -> list[str]:
         return ROLES
@@ -79,7 +75,7 @@ class Platform(releases.Releases):
     def nothing(self, *_: Any) -> Any:
         """Do nothing: no server has to be prepared."""
 
-    attended = forget_others = install = prepare = provide = wait_for_web = nothing
+    forget_others = install = prepare = wait_for_web = nothing
 
 
 def kill(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, when: Callable[..., bool]) -> Any:
@@ -96,11 +92,11 @@ def kill(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, when: Callable
 
 
 def roll_back(platform: Platform, *arguments: str) -> int:
-    return rollout.rollback(platform, rollout.parse(["rollback", *arguments]))
+    return commands.rollback(platform, parse(["rollback", *arguments]))
 
 
 def deploy(platform: Platform, release: str) -> int:
-    return rollout.deploy(platform, rollout.parse(["deploy", "--to", release]))
+    return commands.deploy(platform, parse(["deploy", "--to", release]))
 
 
 def test_a_kill_between_any_two_writes_forgets_no_release(
@@ -134,7 +130,7 @@ def test_a_rollback_that_was_killed_goes_on_to_its_release(
     kill(monkeypatch, Platform, step, lambda *_: True)
     with pytest.raises(KeyboardInterrupt):
         roll_back(platform, "--to", "one")
-    rollout.status(platform)
+    commands.status(platform)
     assert "half-way: the rollback to one; repeat it, or deploy" in capsys.readouterr().out
     assert roll_back(platform) == 0
     assert platform.current() == "one"
@@ -152,7 +148,7 @@ def test_a_deploy_that_was_killed_is_undone_and_the_release_before_stays_known(
     kill(monkeypatch, Platform, "is_current", lambda *_: True)
     with pytest.raises(KeyboardInterrupt):
         deploy(platform, "three")
-    rollout.status(platform)
+    commands.status(platform)
     assert "half-way: the deploy of three; repeat it, or roll back" in capsys.readouterr().out
     assert roll_back(platform) == 0
     assert roll_back(platform, "--to", "two") == 0  # it runs: nothing to do
@@ -166,7 +162,7 @@ def test_a_refused_deploy_leaves_a_rollback_half_way(
 ) -> None:
     platform = Platform(tmp_path / "app", "one", "two")
     platform.begin("rollback to", "one")
-    (platform.releases / "two/deploy/release.py").write_text("raise SystemExit(1)")
+    (platform.releases / "two/rollout/release.py").write_text("raise SystemExit(1)")
     with pytest.raises(RefusedError):
         deploy(platform, "two")
     assert platform.begun() == ("rollback to", "one")
@@ -174,20 +170,20 @@ def test_a_refused_deploy_leaves_a_rollback_half_way(
 
 def test_settings_that_reached_a_part_are_told_after_they_are_put_back(tmp_path: Path) -> None:
     platform = Platform(tmp_path / "app", "one")
-    change = Deploy(platform, "one", 1)
-    change.change_over()
+    to_it = Deploy(platform, "one", 1)
+    to_it.replace()
     assert not platform.runs_with_other_settings("one")
     (platform.home / "env").write_text("MARK=new\n")
-    change.change_over(back=True)  # everything runs: nothing has read them
+    to_it.replace(back=True)  # everything runs: nothing has read them
     (platform.home / "env").write_text("MARK=old\n")
     assert not platform.runs_with_other_settings("one")
     (platform.home / "env").write_text("MARK=new\n")
     platform.stop({"worker-low": ["one"]})
-    change.change_over(back=True)
+    to_it.replace(back=True)
     (platform.home / "env").write_text("MARK=old\n")
     assert platform.runs_with_other_settings("one")
     platform.stop({role: ["one"] for role in ROLES})
-    change.change_over()
+    to_it.replace()
     assert not platform.runs_with_other_settings("one")
 
 
@@ -195,7 +191,7 @@ def test_the_name_that_new_settings_want_is_told_before_anything_is_to_be_stoppe
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     platform = Platform(tmp_path / "app", "one")
-    Deploy(platform, "one", 1).change_over()
+    Deploy(platform, "one", 1).replace()
     (platform.home / "env").write_text("MARK=new\nno setting\n")
     with pytest.raises(RefusedError, match="--name one-2"):
         deploy(platform, "one")
@@ -211,8 +207,8 @@ def test_what_is_half_written_is_asked_for_again(tmp_path: Path) -> None:
 def test_a_first_deploy_ends_before_it_has_installed_anything(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(on_systemd, "UNITS", tmp_path)
-    on_systemd.Systemd("no-such-app", tmp_path, "nobody").close()
+    monkeypatch.setattr(systemd, "UNITS", tmp_path)
+    systemd.Systemd("no-such-app", tmp_path, "nobody").close()
 
 
 @pytest.mark.parametrize(
@@ -239,7 +235,7 @@ def test_a_setting_that_is_no_url_is_named_and_not_shown(
     if right:
         platform.check_settings()
         return
-    with pytest.raises(releases.StepError) as found:
+    with pytest.raises(StepError) as found:
         platform.check_settings()
     assert line.partition("=")[0] in str(found.value)
     assert "hunter" not in str(found.value)
@@ -247,9 +243,43 @@ def test_a_setting_that_is_no_url_is_named_and_not_shown(
 
 def test_of_a_traceback_the_error_is_told_and_no_value() -> None:
     error = "django.db.utils.ProgrammingError: column queue_probes_queue.note does not exist"
-    assert releases.reason(POSTGRES) == error
+    assert shell.reason(POSTGRES) == error
     for value in ("'hunter2'", '"it\'s"', "'a' and 'b'"):
         text = f"Traceback (most recent call last):\n  File\nValueError: Port as {value}\n"
-        assert releases.reason(text) == "ValueError: Port as '...'"
-    assert releases.reason("Traceback (most recent call last):\n  File\nKeyError\n") == "KeyError"
-    assert releases.reason("what was printed\nHINT: as it is") == "what was printed\nHINT: as it is"
+        assert shell.reason(text) == "ValueError: Port as '...'"
+    assert shell.reason("Traceback (most recent call last):\n  File\nKeyError\n") == "KeyError"
+    assert shell.reason("what was printed\nHINT: as it is") == "what was printed\nHINT: as it is"
+
+
+def test_the_name_of_units_is_that_of_the_project_unless_it_is_told(tmp_path: Path) -> None:
+    with pytest.raises(RefusedError, match="names no project"):
+        source.app_name(tmp_path)
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "my-shop"\n')
+    assert source.app_name(tmp_path) == "my_shop"
+    with (tmp_path / "pyproject.toml").open("a") as file:
+        file.write('[tool.rollout]\nname = "till"\n')
+    assert source.app_name(tmp_path) == "till"
+
+
+def test_a_dry_run_leaves_what_is_half_way_and_starts_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    platform = Platform(tmp_path / "app", "one", "two")
+    platform.begin("rollback to", "one")
+    assert commands.deploy(platform, parse(["deploy", "--to", "two", "--dry-run"])) == 0
+    assert "would migrate, and replace two" in capsys.readouterr().out
+    assert (platform.units(), platform.begun()) == ([], ("rollback to", "one"))
+
+
+def test_words_of_one_command_are_refused_to_another(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parse(["deploy", "--home", "/x", "status"]).command == "status"
+    assert parse(["deploy", "init", "--compose"]).compose
+    for words in (
+        ["deploy", "--compose"],
+        ["deploy", "--to", "a", "--name", "b"],
+        ["deploy", "-x"],
+    ):
+        with pytest.raises(SystemExit) as ended:
+            parse(words)
+        assert ended.value.code == 2
+    assert "--compose and --user belong to init" in capsys.readouterr().err

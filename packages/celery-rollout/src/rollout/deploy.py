@@ -1,29 +1,31 @@
 """From what runs to one release: the steps of a deploy, each of which may be given again."""
 
 import json
-import os
 import re
-import time
-from typing import Any
 
-from rollout.releases import Releases, StepError
+from rollout.platform import Platform
+from rollout.shell import StepError, say
 
-BEGAN = time.monotonic()
+NO_MIGRATION = "a model has no migration: `manage.py makemigrations` makes it, commit it"
+BREAKING = (
+    "a migration breaks the release that runs; deploy/README.md says how to split it, and how to"
+    " say that you have thought of it"
+)
 
 
 class Deploy:
-    """A change from whatever runs to one release."""
+    """What brings one release in the place of whatever runs."""
 
-    def __init__(self, platform: Releases, release: str, patience: float) -> None:
+    def __init__(self, platform: Platform, release: str, patience: float) -> None:
         """`patience`: seconds to wait for a sign of life."""
         self.platform = platform
         self.release = release
         self.patience = patience
 
-    def ask(self, release: str, *question: str, **more: Any) -> str:
-        """Have a release answer one of the questions of `deploy/release.py`."""
-        command = ("deploy/release.py", *question)
-        return self.platform.inside(release, *command, **more)
+    def ask(self, release: str, *question: str, stdin: str = "", alone: bool = False) -> str:
+        """Have a release answer one of the questions of `rollout.release`."""
+        command = ("-m", "rollout.release", *question)
+        return self.platform.inside(release, *command, stdin=stdin, alone=alone).strip()
 
     def check(self, running: str | None, gone: list[str]) -> None:
         """Raise StepError if the release could not run, or would break the one that runs.
@@ -35,30 +37,17 @@ class Deploy:
         beside = {running or self.release, *running_now} - {self.release}
         sent = [self.tasks(other) for other in sorted(beside)]
         for tasks in sent or ["{}"]:
-            say(self.ask(self.release, "check", *gone, stdin=tasks).strip())
-        self.manage(
-            "makemigrations",
-            "--check",
-            "--dry-run",
-            otherwise="a model has no migration: `manage.py makemigrations` makes it, commit it",
-        )
+            say(self.ask(self.release, "check", *gone, stdin=tasks))
+        self.manage("makemigrations --check --dry-run", NO_MIGRATION)
         if beside:
-            self.manage(
-                "lintmigrations",
-                "--unapplied-migrations",
-                "--quiet",
-                "ok",
-                "ignore",
-                otherwise="a migration breaks the release that runs; deploy/README.md says how to"
-                " split it, and how to say that you have thought of it",
-            )
+            self.manage("lintmigrations --unapplied-migrations --quiet ok ignore", BREAKING)
         self.tasks(self.release)
         say("checked: settings, database, broker, tasks, migrations")
 
-    def manage(self, *command: str, otherwise: str) -> None:
+    def manage(self, command: str, otherwise: str) -> None:
         """Run manage.py of the release; raise StepError with `otherwise` when it fails."""
         try:
-            self.platform.inside(self.release, "manage.py", *command)
+            self.platform.inside(self.release, "manage.py", *command.split())
         except StepError as error:
             # neither what was asked, nor what is in order
             noise = re.compile(r"`manage\.py|\*\*\*|(Valid|Erroneous|Ignored|Migrations with)\b|{")
@@ -66,16 +55,12 @@ class Deploy:
             raise StepError("\n".join([otherwise, *lines])) from None
 
     def tasks(self, release: str) -> str:
-        """Return what `deploy/release.py tasks` prints for a release.
-
-        Noted when it is deployed: later it may not be able to say.
-        """
+        """Return its answer to `tasks`, noted when it is deployed: later it may be unable to."""
         file = self.platform.releases / release / ".tasks"
         try:
             json.loads(file.read_text())
         except (FileNotFoundError, ValueError):  # ValueError: half of it, after a loss of power
-            answer = self.ask(release, "tasks").strip().rpartition("\n")[2]
-            self.platform.note(release, file.name, answer)
+            self.platform.note(release, file.name, self.ask(release, "tasks").rpartition("\n")[2])
         return file.read_text()
 
     def migrate(self) -> None:
@@ -83,7 +68,7 @@ class Deploy:
         self.ask(self.release, "migrate", alone=True)
         say("migrated")
 
-    def change_over(self, *, back: bool = False) -> None:
+    def replace(self, *, back: bool = False) -> None:
         """Have this release run, and no other; raise StepError when it gives no sign of life."""
         platform, release = self.platform, self.release
         try:
@@ -91,12 +76,10 @@ class Deploy:
             # For jobs whose time was kept by what now ends, and those that come due without beat.
             platform.start(release, "reconcile")
             # Back the other way round: what the newer web and beat have sent only its workers know.
-            steps = (self.change_workers, self.change_web, self.change_beat)
+            steps = (self.replace_workers, self.replace_web, self.replace_beat)
             for step in (steps[1], steps[2], steps[0]) if back else steps:
                 step()
-            busy = self.ask(release, "queues", release, str(self.patience)).strip()
-            say(busy)
-            say(f"it has answered a probe of every {'other ' if busy else ''}queue")
+            say(self.ask(release, "queues", release, str(self.patience)))
             # That of this release goes on until no process that has ended could have kept a time.
             self.end_others("reconcile")
             platform.forget_others(release)
@@ -105,25 +88,25 @@ class Deploy:
                 platform.stop({"reconcile": platform.running("reconcile")})
             raise StepError(f"{error}\n{platform.last_words(release)}".rstrip()) from None
 
-    def change_workers(self) -> None:
+    def replace_workers(self) -> None:
         """New workers first: at no time is a queue without one."""
-        platform, release = self.platform, self.release
-        self.start(*workers(platform.roles(release)))
-        self.ask(release, "workers", release, str(self.patience))
+        self.start(*workers(self.platform.roles(self.release)))
+        self.ask(self.release, "workers", self.release, str(self.patience))
         say("its workers serve every queue")
-        self.end_others(*workers(platform.roles()))
+        self.end_others(*workers(self.platform.roles()))
 
-    def change_web(self) -> None:
+    def replace_web(self) -> None:
         """Both share one address for a moment."""
         self.start("web")
         self.platform.wait_for_web(self.release, self.patience)
         say("its web answers")
         self.end_others("web")
 
-    def change_beat(self) -> None:
+    def replace_beat(self) -> None:
         """The old one first: two would send everything twice."""
         self.end_others("beat", "flower")
-        self.start("beat", *(["flower"] if self.platform.wants_flower() else []))
+        wanted = self.platform.wanted(self.release)
+        self.start(*[role for role in ("beat", "flower") if role in wanted])
 
     def start(self, *roles: str) -> None:
         """Start these roles of the release; say which did not run already."""
@@ -136,40 +119,14 @@ class Deploy:
 
     def end_others(self, *roles: str) -> None:
         """End what other releases run in these roles, all at once, each within its own grace."""
-        others = {
-            role: found
-            for role in roles
-            if (found := [name for name in self.platform.running(role) if name != self.release])
-        }
+        found = {role: set(self.platform.running(role)) - {self.release} for role in roles}
+        others = {role: sorted(releases) for role, releases in found.items() if releases}
         if others:
             self.platform.stop(others)
-            releases = sorted({name for found in others.values() for name in found})
+            releases = sorted({name for names in others.values() for name in names})
             say(f"ended {', '.join(others)} of {', '.join(releases)}")
-
-    def plan(self) -> None:
-        """Say what the change-over would start and end, in its order."""
-        roles = self.platform.roles(self.release)
-        for group in (workers(roles), ["web"], ["beat", "flower"]):
-            for role in group:
-                running = self.platform.running(role)
-                if self.release not in running and (
-                    role != "flower" or self.platform.wants_flower()
-                ):
-                    say(f"would start {role}")
-                for other in running:
-                    if other != self.release:
-                        say(f"would end {role} of {other}")
 
 
 def workers(roles: list[str]) -> list[str]:
     """Return the roles that are not web, beat or Flower: workers, and what you have added."""
     return [role for role in roles if role not in ("web", "beat", "flower", "reconcile")]
-
-
-def say(text: str) -> None:
-    """Print a line, or several, with the seconds since the start."""
-    for line in text.splitlines():
-        try:
-            print(f"{time.monotonic() - BEGAN:6.1f} s  {line}", flush=True)
-        except OSError:  # nobody reads on, or the terminal is gone: no reason to stop half-way
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
