@@ -255,7 +255,8 @@ def _log(name: str) -> Path:
 def _spawn(
     python: Path, name: str, *arguments: str, environment: dict[str, str], talks: bool
 ) -> subprocess.Popen[str]:
-    child = PROJECT / "devstack" / "child.py"  # the kernel ends it when we are killed
+    # the kernel ends it when we are killed
+    child = PROJECT / "packages/django-devstack/src/devstack/child.py"
     with _log(name).open("a") as log:
         return subprocess.Popen(
             [sys.executable, "-IS", child, "15", str(os.getpid()), str(python), *arguments],
