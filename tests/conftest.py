@@ -76,7 +76,9 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export(tmp_path_factory.mktemp("template") / "template")
 
 
-def cookiecutter(template: Path | str, output: Path, **answers: Any) -> subprocess.CompletedProcess[str]:
+def cookiecutter(
+    template: Path | str, output: Path, **answers: Any
+) -> subprocess.CompletedProcess[str]:
     """Run the command a user runs; `output` is the folder the project appears in."""
     pairs = [f"{name}={value}" for name, value in answers.items()]
     command = [sys.executable, "-m", "cookiecutter", str(template), "--no-input", "-o", str(output)]
@@ -123,7 +125,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
 @pytest.fixture(scope="session")
 def dist(tmp_path_factory: pytest.TempPathFactory, uv: str) -> Path:
     """A folder with the sdist and the wheel of each package, as `make dist` builds them."""
-    folder = tmp_path_factory.mktemp("dist")
+    folder = tmp_path_factory.mktemp("built") / "dist"
     run(uv, "build", "--quiet", "--all-packages", "--out-dir", str(folder), cwd=TEMPLATE)
     return folder
 

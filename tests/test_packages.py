@@ -12,6 +12,7 @@ from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
+import yaml
 from trove_classifiers import classifiers
 
 from tests.conftest import PACKAGES, TEMPLATE, environment, run
@@ -206,3 +207,53 @@ def test_tree_names_no_registry_and_no_machine() -> None:
         and (match := forbidden.search((TEMPLATE / name).read_bytes()))
     ]
     assert found == []
+
+
+WORKFLOWS = [
+    *sorted((TEMPLATE / ".github/workflows").glob("*.yml")),
+    *sorted(TEMPLATE.glob("{{*/.github/workflows/*.yml")),
+]
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: str(path.relative_to(TEMPLATE)))
+def test_workflows_run_what_was_looked_at_and_may_do_little(workflow: Path) -> None:
+    parsed = yaml.safe_load(workflow.read_text())
+    assert parsed["permissions"] == {"contents": "read"}
+    for job in parsed["jobs"].values():
+        assert set(job.get("permissions", {})) <= {"id-token"}
+        assert 0 < job.get("timeout-minutes", 10) <= 90
+        for step in job["steps"]:
+            action = step.get("uses", "")
+            assert not action or re.search(r"@([0-9a-f]{40}|v\d+)$", action)
+            if workflow.is_relative_to(TEMPLATE / ".github"):  # a tag may be moved
+                assert not action or re.search(r"@[0-9a-f]{40}$", action)
+
+
+def test_release_publishes_only_what_was_tested_and_approved() -> None:
+    release = yaml.safe_load((TEMPLATE / ".github/workflows/release.yml").read_text())
+    build, publish = release["jobs"]["build"], release["jobs"]["publish"]
+    runs = [step["run"] for step in build["steps"] if "run" in step]
+    assert runs.index("bash .ci/run") < runs.index("make dist")
+    assert publish["needs"] == "build"
+    assert publish["environment"] == "release"
+    assert publish["permissions"] == {"id-token": "write"}
+    assert not [step for step in publish["steps"] if "run" in step]  # no code beside the token
+    assert "permissions" not in build
+
+
+def test_check_of_the_tag_counts_the_wheels(dist: Path) -> None:
+    release = yaml.safe_load((TEMPLATE / ".github/workflows/release.yml").read_text())
+    (check,) = (s["run"] for s in release["jobs"]["build"]["steps"] if "tag" in s.get("name", ""))
+    version = project("durable-jobs")["version"]
+    for tag, code in ((f"v{version}", 0), ("v9.9", 1)):
+        command = ["bash", "-c", check]
+        env = environment(GITHUB_REF_NAME=tag)
+        done = subprocess.run(command, cwd=dist.parent, env=env, capture_output=True)
+        assert done.returncode == code
+
+
+def test_updates_never_ask_for_ours() -> None:
+    for file in (".github/dependabot.yml", "{{cookiecutter.project_slug}}/.github/dependabot.yml"):
+        parsed = yaml.safe_load((TEMPLATE / file).read_text())
+        (python,) = (each for each in parsed["updates"] if each["package-ecosystem"] == "uv")
+        assert {each["dependency-name"] for each in python["ignore"]} >= set(PACKAGES)
