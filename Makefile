@@ -28,9 +28,10 @@ test: lint ## Run all tests but long faults, deploys and containers; ARGS="durab
 test-all: lint ## Run every test
 	@.venv/bin/python -m tests.run --all $(ARGS)
 
-lint: .venv/.installed ## Check the template's own Python where it stands
+lint: .venv/.installed ## Check style, types and layers of the template's Python where it stands
 	@.venv/bin/ruff check --no-cache --quiet .
 	@.venv/bin/ruff format --no-cache --quiet --check .
+	@.venv/bin/python -m mypy --no-error-summary
 	@layers=$$(.venv/bin/lint-imports --no-cache --no-logo) || { echo "$$layers"; exit 1; }
 
 dist: | $(filter .tools/bin/uv,$(UV)) ## Build an sdist and a wheel of each package into dist/
@@ -38,4 +39,4 @@ dist: | $(filter .tools/bin/uv,$(UV)) ## Build an sdist and a wheel of each pack
 	@$(UV) build --quiet --all-packages --out-dir dist
 
 clean: ## Remove what was installed and built
-	@rm -rf .venv .tools build dist .pytest_cache .ruff_cache
+	@rm -rf .venv .tools build dist .pytest_cache .ruff_cache .mypy_cache
