@@ -1,17 +1,16 @@
-"""Command line: `python -m devstack up [--services-only]`, `python -m devstack run -- COMMAND`."""
+"""Command line: `devstack up [--services-only]` and `devstack run -- COMMAND`."""
 
 import argparse
-import os
 import sys
+from pathlib import Path
 
 from devstack import commands, project
-from devstack.programs import ROOT
 from devstack.state import StackError
 
 
 def main() -> int:
     """Do what the command line says; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m devstack", description=__doc__)
+    parser = argparse.ArgumentParser(prog="devstack", description=__doc__)
     wanted = parser.add_subparsers(dest="wanted", required=True)
     up = wanted.add_parser("up", help="run the whole stack until Ctrl-C")
     up.add_argument(
@@ -22,12 +21,11 @@ def main() -> int:
     run = wanted.add_parser("run", help="run a command with database and broker")
     run.add_argument("command", nargs="+", help="after --")
     arguments = parser.parse_args()
-    os.chdir(ROOT)
-    os.environ.setdefault("DJANGO_SETTINGS_MODULE", project.SETTINGS)
     try:
+        here = project.find(Path.cwd())
         if arguments.wanted == "up":
-            return commands.up(services_only=arguments.services_only)
-        return commands.run(arguments.command)
+            return commands.up(here, services_only=arguments.services_only)
+        return commands.run(here, arguments.command)
     except StackError as error:
         print(error, file=sys.stderr)
         return 1

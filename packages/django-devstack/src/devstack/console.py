@@ -1,4 +1,8 @@
-"""What the terminal shows: the logs of all processes, each line behind its process's name."""
+"""What the terminal shows: the logs of all processes, each line behind its process's name.
+
+What a program says while it starts is kept back: its warnings are shown when it is ready, all of it
+if it dies.
+"""
 
 import os
 import re
@@ -11,6 +15,14 @@ from typing import TextIO
 COLOURS = {"web": 36, "worker": 32, "control": 33, "beat": 35, "flower": 34, "stack": 1}
 WIDTH = 8
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
+WARNINGS = re.compile(r"(?<!gunicorn\.)(warning|error|critical)", re.IGNORECASE)
+# The last line of Celery's banner; what follows is said by tasks.
+CELERY_READY = " ready."
+# What gunicorn, Celery, Flower and the launcher say whenever something starts or stops.
+NOISE = re.compile(
+    r"^\s*$|Handling signal: term|Worker exiting|Shutting down: Master|Warm shutdown"
+    r"|running tasks may end|Inspect method \w+ failed|Events of group {task} enabled"
+)
 
 
 class Console:
@@ -21,6 +33,7 @@ class Console:
         self.out = out
         self.colours = out.isatty() and not os.environ.get("NO_COLOR")
         self.positions: dict[Path, int] = {}
+        self.starting: set[Path] = set()
 
     def say(self, text: str, name: str = "stack") -> None:
         """Print text, each line behind a name."""
@@ -35,10 +48,34 @@ class Console:
     def follow(self, logs: Iterable[Path]) -> None:
         """Print what was added to the logs since the last call, whole lines only."""
         for path in logs:
-            with suppress(FileNotFoundError), path.open("rb") as log:
-                log.seek(self.positions.setdefault(path, 0))
-                lines, newline, _ = log.read().rpartition(b"\n")
-                if newline:
-                    self.positions[path] += len(lines) + 1
-                    text = lines.decode(errors="replace")
-                    self.say(text if self.colours else ESCAPES.sub("", text), path.stem)
+            if path not in self.starting:
+                self.say("\n".join(self._news(path)), path.stem)
+
+    def starts(self, log: Path) -> None:
+        """Keep back what is said from now on."""
+        self.follow([log])
+        self.starting.add(log)
+
+    def is_ready(self, log: Path) -> None:
+        """Show the warnings of what was kept back, and what tasks have said already."""
+        lines = self._news(log)
+        ready = max((n for n, line in enumerate(lines) if CELERY_READY in line), default=len(lines))
+        shown = [line for n, line in enumerate(lines) if n > ready or WARNINGS.search(line)]
+        self.say("\n".join(shown), log.stem)
+        self.starting.discard(log)
+
+    def died(self, log: Path) -> None:
+        """Show all that was kept back."""
+        self.starting.discard(log)
+        self.follow([log])
+
+    def _news(self, path: Path) -> list[str]:
+        with suppress(FileNotFoundError), path.open("rb") as log:
+            log.seek(self.positions.setdefault(path, 0))
+            lines, newline, _ = log.read().rpartition(b"\n")
+            if newline:
+                self.positions[path] += len(lines) + 1
+                text = lines.decode(errors="replace")
+                text = text if self.colours else ESCAPES.sub("", text)
+                return [line for line in text.split("\n") if not NOISE.search(line)]
+        return []

@@ -31,6 +31,7 @@ class Process:
     log: Path
     ready: Callable[[], bool]
     prefix: list[str] = field(default_factory=list)  # a command that runs commands, as another user
+    environment: dict[str, str] = field(default_factory=dict)  # more than ours
     stop_signal: signal.Signals = signal.SIGTERM
     hurry_signal: signal.Signals = signal.SIGKILL
     grace: float = 10
@@ -48,6 +49,7 @@ class Process:
         with self.log.open("ab") as log:
             self.popen = subprocess.Popen(
                 [*self.prefix, *child, *self.command],
+                env=os.environ | self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

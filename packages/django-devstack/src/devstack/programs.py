@@ -1,6 +1,9 @@
-"""The programs of the project: web, worker, control, beat and Flower, and when they are ready."""
+"""The programs of the project: web, workers, beat and Flower, and when they are ready."""
 
+import importlib.util
 import os
+import shlex
+import shutil
 import signal
 import socket
 import sys
@@ -9,92 +12,122 @@ import urllib.request
 from pathlib import Path
 
 from devstack.processes import Process
+from devstack.project import Project, Worker
+from devstack.state import StackError
 
-ROOT = Path.cwd()
-CELERY = [sys.executable, "-m", "celery", "-A", "config"]
 # Somebody who presses Ctrl-C or saves a file waits for it; longer tasks are handed back.
 GRACE, MARGIN = 8, 4
+# Root is root on purpose, in a container for one: no warning of six lines at each reload.
+AS_ROOT = {"PYTHONWARNINGS": "ignore:You're running the worker with superuser"}
 # Our servers are here, whatever proxy the environment names.
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
-def web(folder: Path, port: int) -> Process:
-    """Return gunicorn, as in production; it answers on the port when it is ready."""
-    os.environ["GUNICORN_BIND"] = f"127.0.0.1:{port}"
+def all_programs(project: Project, urls: dict[str, str | None]) -> list[Process]:
+    """Return every program, in the order of their start. `urls` say where web and Flower are."""
+    programs = [_web(project, urls["web"] or "")]
+    programs += [_worker(project, name, worker) for name, worker in project.workers.items()]
+    if project.beat:
+        programs.append(_beat(project))
+    if flower := urls.get("flower"):
+        programs.append(_flower(project, flower))
+    for name, command in project.programs.items():
+        words = _command(command, f"programs.{name}")
+        programs.append(Process(name, words, _log(project, name), ready=lambda: True))
+    return programs
+
+
+def installed(module: str) -> bool:
+    """Tell whether a package that is optional is here."""
+    return importlib.util.find_spec(module) is not None
+
+
+def _log(project: Project, name: str) -> Path:
+    return project.folder / "log" / f"{name}.log"
+
+
+def _port(url: str) -> str:
+    return url.rstrip("/").rpartition(":")[2]
+
+
+def _command(text: str, name: str) -> list[str]:
+    """Return a command line whose program is that of the virtual environment, where it has one."""
+    program, *arguments = shlex.split(text)
+    ours = Path(sys.executable).with_name(program)
+    found = sys.executable if program == "python" else shutil.which(ours) or shutil.which(program)
+    if not found:
+        raise StackError(f"{program}: no such program; [tool.devstack] {name} names it")
+    return [found, *arguments]
+
+
+def _web(project: Project, url: str) -> Process:
     return Process(
         name="web",
-        command=[
-            *(sys.executable, "-m", "gunicorn", "config.wsgi"),
-            *("-c", str(ROOT / "config" / "gunicorn.conf.py")),
-        ],
-        log=folder / "log" / "web.log",
-        ready=lambda: answers(f"http://127.0.0.1:{port}/healthz/live"),
+        command=_command(project.web.replace("{port}", _port(url)), "web"),
+        log=_log(project, "web"),
+        ready=lambda: answers(f"{url}{project.ready}"),
         hurry_signal=signal.SIGQUIT,
     )
 
 
-def worker(folder: Path, name: str, queues: str, concurrency: int) -> Process:
-    """Return a worker below the launcher; its pid is that of Celery's main process."""
+def _celery(project: Project) -> list[str]:
+    return [sys.executable, "-m", "celery", "-A", project.celery]
+
+
+def _worker(project: Project, name: str, worker: Worker) -> Process:
+    """Return a worker; its pid is that of Celery's main process, also below the launcher."""
     node = f"{name}@{socket.gethostname()}"
-    pid_file = folder / f"{name}.pid"
+    pid_file = project.folder / f"{name}.pid"
+    command, hurry = [*_celery(project), "worker"], signal.SIGQUIT
+    if installed("hardened_celery"):
+        command = [sys.executable, "-m", "hardened_celery", "worker", "-A", project.celery]
+        command += ["--grace", str(GRACE), "--margin", str(MARGIN)]
+        # The launcher has deadlines of its own; a second signal brings them forward.
+        hurry = signal.SIGTERM
     return Process(
         name=name,
         command=[
-            *(sys.executable, "-m", "hardened_celery", "worker", "-A", "config"),
-            *("--grace", str(GRACE), "--margin", str(MARGIN), "-n", node, "-Q", queues),
-            *("-c", str(concurrency), "--pidfile", str(pid_file), "-l", "INFO"),
+            *(*command, "-n", node, "-c", str(worker.concurrency), "-l", "INFO"),
+            *(["-Q", worker.queues] if worker.queues else []),
             # it costs a second at every start, and hands over revokes, which a reload may forget
-            "--without-mingle",
+            *("--pidfile", str(pid_file), "--without-mingle"),
         ],
-        log=folder / "log" / f"{name}.log",
+        log=_log(project, name),
         ready=lambda: pid_file.exists() and pongs(node),
-        # The launcher has deadlines of its own; a second signal brings them forward.
-        hurry_signal=signal.SIGTERM,
+        hurry_signal=hurry,
         grace=GRACE + 2,
         pid_file=pid_file,
+        environment=AS_ROOT if os.geteuid() == 0 else {},
     )
 
 
-def beat(folder: Path) -> Process:
+def _beat(project: Project) -> Process:
     """Return beat; it notes its pid right before its first tick."""
-    pid_file = folder / "beat.pid"
+    pid_file = project.folder / "beat.pid"
     return Process(
         name="beat",
         command=[
-            *(*CELERY, "beat", "--schedule", str(folder / "beat-schedule")),
+            *(*_celery(project), "beat", "--schedule", str(project.folder / "beat-schedule")),
             *("--pidfile", str(pid_file), "-l", "INFO"),
         ],
-        log=folder / "log" / "beat.log",
+        log=_log(project, "beat"),
         ready=pid_file.exists,
         pid_file=pid_file,
     )
 
 
-def flower(folder: Path, port: int) -> Process:
+def _flower(project: Project, url: str) -> Process:
     """Return Flower, which shows and changes nothing; its password comes from FLOWER_BASIC_AUTH."""
     return Process(
         name="flower",
         command=[
-            *(*CELERY, "flower", "--address=127.0.0.1", f"--port={port}", "--read-only"),
-            *("--persistent=True", f"--db={folder / 'flower.db'}", "--state-save-interval=10000"),
-            *("--max-tasks=10000", "--purge-offline-workers=300"),
+            *(*_celery(project), "flower", "--address=127.0.0.1", f"--port={_port(url)}"),
+            *("--read-only", "--persistent=True", f"--db={project.folder / 'flower.db'}"),
+            *("--state-save-interval=10000", "--max-tasks=10000", "--purge-offline-workers=300"),
         ],
-        log=folder / "log" / "flower.log",
-        ready=lambda: answers(f"http://127.0.0.1:{port}/healthcheck"),
+        log=_log(project, "flower"),
+        ready=lambda: answers(f"{url}healthcheck"),
     )
-
-
-def all_programs(folder: Path, ports: tuple[int, int]) -> dict[str, Process]:
-    """Return every program by name, in the order of their start."""
-    web_port, flower_port = ports
-    programs = [
-        web(folder, web_port),
-        worker(folder, "worker", "default,high,low", concurrency=2),
-        worker(folder, "control", "control", concurrency=1),
-        beat(folder),
-        flower(folder, flower_port),
-    ]
-    return {program.name: program for program in programs}
 
 
 def answers(url: str) -> bool:

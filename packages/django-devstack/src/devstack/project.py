@@ -1,11 +1,150 @@
-"""What is the project's and not ours: `[tool.devstack]` of its `pyproject.toml`."""
+"""What is the project's and not ours: its folder, and `[tool.devstack]` of its `pyproject.toml`.
 
+Nothing is needed there: the defaults run what `django-admin startproject` makes, with Celery.
+"""
+
+import os
+import re
 import tomllib
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
-_file = Path.cwd() / "pyproject.toml"
-_table = tomllib.loads(_file.read_text()).get("tool", {}) if _file.exists() else {}
-_table = _table.get("devstack", {})
-BROKER: str = _table.get("broker", "valkey")
-TASK: str = _table.get("task", "")
-SETTINGS: str = _table.get("settings", "config.settings")
+from devstack.state import StackError
+
+BROKERS = ("valkey", "rabbitmq")
+SAID_BY_MANAGE = re.compile(r"""DJANGO_SETTINGS_MODULE["'],\s*["']([\w.]+)["']""")
+# Names of processes are names of files as well; these are taken.
+RESERVED = {"web", "beat", "flower", "postgres", "valkey", "rabbitmq", "epmd", "prepare", "check"}
+KINDS = {str: "text in quotes", bool: "true or false", int: "a number", dict: "a table"}
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A worker: its queues as for `celery worker -Q`, and how many tasks it runs at once."""
+
+    queues: str = ""  # those that the settings name
+    concurrency: int = 2
+
+
+@dataclass(frozen=True)
+class Project:
+    """What is run, and where. The fields from `settings` on are the keys of `[tool.devstack]`."""
+
+    root: Path
+    settings: str
+    celery: str = ""  # as for `celery -A`; the package of the settings
+    broker: str = "valkey"
+    web: str = "python manage.py runserver --noreload 127.0.0.1:{port}"
+    ready: str = ""  # a page that answers as soon as the web works
+    web_port: int = 8000  # where it is free, as the next
+    flower_port: int = 5555
+    flower: bool = True  # where it is installed
+    beat: bool = True
+    workers: dict[str, Worker] = field(default_factory=lambda: {"worker": Worker()})
+    programs: dict[str, str] = field(default_factory=dict)  # more commands, by name
+    links: dict[str, str] = field(default_factory=lambda: {"Admin": "admin/"})
+    task: str = ""  # a line of Python that runs a first task
+
+    @property
+    def folder(self) -> Path:
+        """Where the stack keeps its files."""
+        return self.root / ".dev"
+
+
+def find(start: Path) -> Project:
+    """Return the project of a folder; raise StackError in one line when it cannot be run."""
+    upward = [start, *start.parents]
+    tables = {folder: _table(folder / "pyproject.toml") for folder in upward}
+    named = os.environ.get("DJANGO_SETTINGS_MODULE", "")
+    here = (folder for folder in upward if tables[folder] or (folder / "manage.py").exists())
+    root = next(here, start if named else None)
+    if not root:
+        raise StackError(
+            f"no project in {start} or above: neither manage.py nor a pyproject.toml with"
+            " [tool.devstack]"
+        )
+    # one pyproject.toml may stand above the folder with manage.py
+    table = next((tables[folder] for folder in [root, *root.parents] if tables[folder]), {})
+    return _read(root, table, named)
+
+
+def _table(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        table = tomllib.loads(file.read_text()).get("tool", {}).get("devstack", {})
+    except tomllib.TOMLDecodeError as error:
+        raise StackError(f"{file}: {error}") from None
+    return _checked(table, dict, "[tool.devstack]")
+
+
+def _read(root: Path, table: dict[str, Any], named: str) -> Project:
+    known = {one.name: one for one in fields(Project) if one.name != "root"}
+    _refuse_unknown(table, known, "[tool.devstack]")
+    values = {
+        name: _checked(value, getattr(known[name].type, "__origin__", known[name].type), name)
+        for name, value in table.items()
+    }
+    for name in ("programs", "links"):
+        for key, value in values.get(name, {}).items():
+            _checked(value, str, f"{name}.{key}")
+    if "workers" in values:
+        values["workers"] = {name: _worker(name, one) for name, one in values["workers"].items()}
+    values["settings"] = named or values.get("settings") or _settings(root / "manage.py")
+    values["celery"] = values.get("celery") or re.split(r"\.settings\b", values["settings"])[0]
+    project = Project(root, **values)
+    _check(project)
+    return project
+
+
+def _worker(name: str, table: object) -> Worker:
+    where = f"workers.{name}"
+    values = _checked(table, dict, where)
+    _refuse_unknown(values, {"queues", "concurrency"}, where)
+    worker = Worker(**values)
+    _checked(worker.queues, str, f"{where}.queues")
+    if _checked(worker.concurrency, int, f"{where}.concurrency") < 1:
+        raise _wrong(f"{where}.concurrency", "1 or more", worker.concurrency)
+    return worker
+
+
+def _check(project: Project) -> None:
+    if project.broker not in BROKERS:
+        raise _wrong("broker", " or ".join(BROKERS), project.broker)
+    if "{port}" not in project.web:
+        raise _wrong("web", "a command with {port} in it", project.web)
+    for name in ("web_port", "flower_port"):
+        if not 0 < getattr(project, name) < 65536:
+            raise _wrong(name, "between 1 and 65535", getattr(project, name))
+    for name in (*project.workers, *project.programs):
+        both = name in project.workers and name in project.programs
+        if both or name in RESERVED or not re.fullmatch(r"[\w-]+", name):
+            raise _wrong("a name in workers and programs", "a word that is not taken", name)
+
+
+def _settings(manage: Path) -> str:
+    said = SAID_BY_MANAGE.search(manage.read_text()) if manage.is_file() else None
+    if not said:
+        raise StackError(
+            f"{manage} does not say which settings to use: give `settings` in [tool.devstack] of"
+            " pyproject.toml"
+        )
+    return said[1]
+
+
+def _checked(value: Any, kind: type, name: str) -> Any:
+    if type(value) is not kind:
+        raise _wrong(name, KINDS[kind], value)
+    return value
+
+
+def _refuse_unknown(table: dict[str, Any], known: Any, where: str) -> None:
+    if unknown := sorted(table.keys() - set(known)):
+        raise StackError(
+            f"pyproject.toml: {where} has no {unknown[0]!r}; it knows {', '.join(sorted(known))}"
+        )
+
+
+def _wrong(name: str, rule: str, value: object) -> StackError:
+    return StackError(f"pyproject.toml: [tool.devstack] {name} must be {rule}, not {value!r}")

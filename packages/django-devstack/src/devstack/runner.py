@@ -6,18 +6,16 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
-from devstack import programs, project, services, state
+from devstack import programs, rabbitmq, services, state
 from devstack.console import Console
 from devstack.processes import Process, free_port, stop, wait_until_ready
+from devstack.project import Project
 from devstack.state import StackError
 
-FOLDER = programs.ROOT / ".dev"
-STACK = FOLDER / "stack.json"
-ENVIRONMENT = FOLDER / "env"
-LOCK = FOLDER / "lock"
 PREPARE = "prepare"
-QUIET = ("postgres", "valkey")  # their logs stay in their files
+QUIET = ("postgres", "valkey", "rabbitmq", "epmd")  # their logs stay in their files
 
 
 class StoppedError(Exception):
@@ -27,19 +25,20 @@ class StoppedError(Exception):
 class Stack:
     """Everything that runs, what the terminal shows of it, and the files that tell others of it."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, project: Project, console: Console) -> None:
         """Take the folder of the project; raise StackError when a stack holds it."""
-        self.console = console
+        self.project, self.folder, self.console = project, project.folder, console
+        self.file, self.environment_file = files(project)
         self.signals = self.asked = 0
         self.terminated = False
         self.started: list[list[Process]] = []
         self.pids: dict[str, int] = {}
         self.urls: dict[str, str | None] = {"web": None}
-        self.held = state.lock(FOLDER)
+        self.held = state.lock(self.folder)
         if not self.held:
-            raise StackError(running_already())
-        state.sweep(FOLDER)
-        for stale in (STACK, ENVIRONMENT, *(FOLDER / "log").glob("*.log")):
+            raise StackError(running_already(project))
+        state.sweep(self.folder)
+        for stale in (self.file, self.environment_file, *(self.folder / "log").glob("*.log")):
             stale.unlink(missing_ok=True)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
@@ -54,34 +53,36 @@ class Stack:
         """Start processes together and wait until all are ready."""
         self.started.append(processes)
         for process in processes:
+            self.console.starts(process.log)
             process.start()
         wait_until_ready(processes, self.tick_while_starting)
+        for process in processes:
+            if process.name not in QUIET:
+                self.console.is_ready(process.log)
         self.tick()
 
     def start_services(self) -> None:
         """Start database and broker, and tell the programs of the project where they are."""
-        generated = development_defaults()
+        generated = self._development_defaults()
         os.environ.update(generated)
-        found = services.prepare(FOLDER, os.environ)
-        if project.BROKER == "rabbitmq" and not os.environ.get("CELERY_BROKER_URL"):
-            self.console.say(
-                "compose and production use RabbitMQ; here the broker is Valkey, which needs no"
-                " installation. Set CELERY_BROKER_URL to use a RabbitMQ of yours"
-            )
+        rabbit = None
+        if self.project.broker == "rabbitmq" and not os.environ.get("CELERY_BROKER_URL"):
+            rabbit = rabbitmq.server()
+            if not rabbit:
+                self.console.say(
+                    "RabbitMQ is not installed here (apt install rabbitmq-server, brew install"
+                    " rabbitmq): the broker is Valkey"
+                )
+        found = services.prepare(self.folder, os.environ, rabbit=rabbit)
         self.start(found.processes)
         os.environ.update(found.environment)
         self.urls.update(database_url=found.database_url, broker_url=found.broker_url)
         lines = (f"{name}={value}\n" for name, value in (generated | found.environment).items())
-        state.write_private(ENVIRONMENT, "".join(lines))
+        state.write_private(self.environment_file, "".join(lines))
 
     def prepare_database(self) -> None:
         """Migrate and make the admin."""
-        prepare = Process(
-            name=PREPARE,
-            command=[sys.executable, "-m", "devstack.prepare", str(FOLDER / "admin-password")],
-            log=FOLDER / "log" / "prepare.log",
-            ready=lambda: False,
-        )
+        prepare = self.inside(PREPARE, str(self.folder / "admin-password"))
         self.started.append([prepare])
         prepare.start()
         while prepare.running:
@@ -92,15 +93,33 @@ class Stack:
         self.tick()
         self.started.pop()
 
+    def inside(self, name: str, *arguments: str) -> Process:
+        """Return a process that loads the project's code, and does what the arguments say."""
+        return Process(
+            name=name,
+            command=[
+                *(sys.executable, "-m", "devstack.inside"),
+                *(str(self.project.root), self.project.celery, *arguments),
+            ],
+            log=self.folder / "log" / f"{name}.log",
+            ready=lambda: False,
+        )
+
     def start_programs(self) -> None:
         """Start everything else."""
-        ports = (
-            free_port(8000, services.own_port(FOLDER, 2)),
-            free_port(5555, services.own_port(FOLDER, 3)),
-        )
-        self.urls["web"] = f"http://127.0.0.1:{ports[0]}/"
-        self.urls["flower"] = f"http://127.0.0.1:{ports[1]}/"
-        self.start(list(programs.all_programs(FOLDER, ports).values()))
+        self.urls["web"] = self._url(self.project.web_port, 2)
+        if self.has_flower:
+            self.urls["flower"] = self._url(self.project.flower_port, 3)
+        self.start(programs.all_programs(self.project, self.urls))
+
+    def _url(self, wanted: int, number: int) -> str:
+        port = free_port(wanted, services.own_port(self.folder, number))
+        return f"http://127.0.0.1:{port}/"
+
+    @property
+    def has_flower(self) -> bool:
+        """Tell whether Flower is wanted and installed."""
+        return self.project.flower and programs.installed("flower")
 
     @property
     def processes(self) -> list[Process]:
@@ -116,8 +135,8 @@ class Stack:
         if pids != self.pids:
             self.pids = pids
             started = {process.popen.pid for process in self.processes if process.popen}
-            state.record(FOLDER, started.union(pids.values()))
-            if STACK.exists():
+            state.record(self.folder, started.union(pids.values()))
+            if self.file.exists():
                 self.announce()
 
     def tick_while_starting(self) -> None:
@@ -128,12 +147,12 @@ class Stack:
 
     def announce(self) -> None:
         """Tell other programs what runs where."""
-        state.write_private(STACK, json.dumps({**self.urls, "processes": self.pids}, indent=2))
+        state.write_private(self.file, json.dumps({**self.urls, "processes": self.pids}, indent=2))
 
     def stop(self) -> None:
         """Stop everything, the last group first, and remove the files about it."""
-        STACK.unlink(missing_ok=True)
-        ENVIRONMENT.unlink(missing_ok=True)
+        self.file.unlink(missing_ok=True)
+        self.environment_file.unlink(missing_ok=True)
         self.asked = self.signals
         while self.started:
             group = self.started[-1][::-1]
@@ -142,7 +161,7 @@ class Stack:
             stop(group, self.tick_while_stopping)
             self.tick()
             self.started.pop()
-        (FOLDER / state.PIDS).unlink(missing_ok=True)
+        (self.folder / state.PIDS).unlink(missing_ok=True)
 
     def tick_while_stopping(self) -> bool:
         """Tell whether somebody asked for the end once more."""
@@ -150,23 +169,31 @@ class Stack:
         before, self.asked = self.asked, self.signals
         return self.signals > before
 
+    def _development_defaults(self) -> dict[str, str]:
+        """Return what a fresh clone needs, and neither the environment nor `.env` gives."""
+        # Called for what is missing alone: a file with a password that is not in force misleads.
+        defaults: dict[str, Callable[[], str]] = {
+            "DJANGO_DEBUG": lambda: "1",
+            "DJANGO_SECRET_KEY": lambda: state.secret(self.folder / "secret-key"),
+        }
+        if self.has_flower:
+            password = self.folder / "flower-password"
+            defaults["FLOWER_BASIC_AUTH"] = lambda: f"dev:{state.secret(password)}"
+            cookie = self.folder / "flower-cookie-secret"
+            defaults["FLOWER_COOKIE_SECRET"] = lambda: state.secret(cookie)
+        return {name: make() for name, make in defaults.items() if not os.environ.get(name)}
 
-def development_defaults() -> dict[str, str]:
-    """Return what development needs and neither the environment nor `.env` gives: a fresh clone."""
-    # Called for what is missing alone: a file with a password that is not in force misleads.
-    defaults: dict[str, Callable[[], str]] = {
-        "DJANGO_DEBUG": lambda: "1",
-        "DJANGO_SECRET_KEY": lambda: state.secret(FOLDER / "secret-key"),
-        "FLOWER_BASIC_AUTH": lambda: f"dev:{state.secret(FOLDER / 'flower-password')}",
-        "FLOWER_COOKIE_SECRET": lambda: state.secret(FOLDER / "flower-cookie-secret"),
-    }
-    return {name: make() for name, make in defaults.items() if not os.environ.get(name)}
+
+def files(project: Project) -> tuple[Path, Path]:
+    """Return the files that a running stack writes: what runs where, and its environment."""
+    return project.folder / "stack.json", project.folder / "env"
 
 
-def running_already() -> str:
+def running_already(project: Project) -> str:
     """Return one line about the stack that holds the lock."""
-    web = json.loads(STACK.read_text())["web"] if STACK.exists() else None
-    pid = LOCK.read_text().strip()
+    file, _ = files(project)
+    web = json.loads(file.read_text())["web"] if file.exists() else None
+    pid = (project.folder / "lock").read_text().strip()
     return (
         f"the stack of this project is running already{f' at {web}' if web else ''}, as process"
         f" {pid}; end it with Ctrl-C in its terminal, or with: kill {pid}"

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from devstack import postgres, state, valkey
+from devstack import postgres, rabbitmq, state, valkey
 from devstack.processes import PORTS, Process, stop, wait_until_ready
 
 
@@ -29,10 +29,17 @@ class Services:
         return {"DATABASE_URL": self.database_url, "CELERY_BROKER_URL": self.broker_url}
 
 
-def prepare(folder: Path, environment: Mapping[str, str], *, durable: bool = True) -> Services:
+def prepare(
+    folder: Path,
+    environment: Mapping[str, str],
+    *,
+    durable: bool = True,
+    rabbit: Path | None = None,
+) -> Services:
     """Return the services, ready to start; `environment` may name servers to be used instead.
 
-    Their ports depend on the folder, so that URLs stay the same from one start to the next.
+    Their ports depend on the folder, so that URLs stay the same from one start to the next. The
+    broker is a RabbitMQ if its program is given, else a Valkey.
     """
     database_url = environment.get("DATABASE_URL", "")
     broker_url = environment.get("CELERY_BROKER_URL", "")
@@ -42,7 +49,11 @@ def prepare(folder: Path, environment: Mapping[str, str], *, durable: bool = Tru
             folder / "postgres", ports=(own_port(folder, 0),), durable=durable
         )
         processes.append(process)
-    if not broker_url:
+    if not broker_url and rabbit:
+        ports = tuple((own_port(folder, number),) for number in (1, 4, 5))
+        more, broker_url = rabbitmq.processes(folder / "rabbitmq", rabbit, ports=ports)
+        processes += more
+    elif not broker_url:
         process, broker_url = valkey.process(folder / "valkey", ports=(own_port(folder, 1),))
         processes.append(process)
     return Services(database_url, broker_url, processes)

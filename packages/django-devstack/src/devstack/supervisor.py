@@ -2,9 +2,10 @@
 
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from devstack.console import Console
 from devstack.processes import Process
 
 BACKOFF = (0.5, 1, 2, 5, 10, 30)
@@ -19,6 +20,7 @@ class Watched:
     process: Process
     since: float = 0.0  # its last start
     ready: bool = True
+    reloads: bool = False
     deaths: int = 0
     start_at: float | None = None  # when it is down: the next start
     stop_by: float | None = None  # when it is reloading: the end of patience
@@ -27,11 +29,12 @@ class Watched:
 class Supervisor:
     """Call `tick` often; nothing else happens by itself."""
 
-    def __init__(self, processes: Iterable[Process], say: Callable[[str], None]) -> None:
+    def __init__(self, processes: Iterable[Process], console: Console) -> None:
         """Take over processes that run."""
         now = time.monotonic()
         self.watched = {process.name: Watched(process, since=now) for process in processes}
-        self.say = say
+        self.console = console
+        self.reloading_since = 0.0
 
     def tick(self) -> None:
         """Look at every process once."""
@@ -42,6 +45,7 @@ class Supervisor:
             elif one.start_at is None:
                 self._plan_start(one, now)
             elif now >= one.start_at:
+                self.console.starts(one.process.log)
                 one.process.start()
                 one.since, one.start_at, one.ready = now, None, False
 
@@ -51,26 +55,34 @@ class Supervisor:
                 one.process.send(signal.SIGKILL)
         elif not one.ready and one.process.ready():
             one.ready = True
-            self.say(f"{one.process.name} is up again, process {one.process.pid}")
+            self.console.is_ready(one.process.log)
+            if not one.reloads:
+                self.console.say(f"{one.process.name} is up again, process {one.process.pid}")
+            one.reloads = False
+            if self.reloading_since and not any(one.reloads for one in self.watched.values()):
+                self.console.say(f"ready again after {now - self.reloading_since:.1f} s")
+                self.reloading_since = 0.0
 
     def _plan_start(self, one: Watched, now: float) -> None:
         """Decide when a process that ended starts again."""
         if one.stop_by is not None:
             one.start_at, one.stop_by = now, None
             return
+        one.reloads = False
+        self.console.died(one.process.log)
         one.deaths = one.deaths + 1 if now < one.since + HEALTHY_SECONDS else 1
         pause = BACKOFF[min(one.deaths, len(BACKOFF)) - 1]
         one.start_at = now + pause
-        self.say(
+        self.console.say(
             f"{one.process.name} DIED: {how(one.process.exit_code or 0)}."
             f" It starts again in {pause:g} s; its log is {one.process.log}"
         )
 
     def reload(self, names: Iterable[str]) -> None:
         """Restart processes with new code; those that wait after a death start at once."""
-        now = time.monotonic()
+        now = self.reloading_since = time.monotonic()
         for one in (self.watched[name] for name in names):
-            one.deaths = 0
+            one.deaths, one.reloads = 0, True
             if one.start_at is not None:
                 one.start_at = now
             elif one.stop_by is None:
