@@ -29,7 +29,7 @@ def load(celery: str) -> None:
     """Import settings, apps, tasks, URLs and views."""
     find_app(celery).loader.import_default_modules()
     django.setup()
-    if settings.ROOT_URLCONF:
+    if getattr(settings, "ROOT_URLCONF", None):
         get_resolver().url_patterns  # noqa: B018
 
 

@@ -8,7 +8,7 @@ import re
 import tomllib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from devstack.state import StackError
 
@@ -16,7 +16,13 @@ BROKERS = ("valkey", "rabbitmq")
 SAID_BY_MANAGE = re.compile(r"""DJANGO_SETTINGS_MODULE["'],\s*["']([\w.]+)["']""")
 # Names of processes are names of files as well; these are taken.
 RESERVED = {"web", "beat", "flower", "postgres", "valkey", "rabbitmq", "epmd", "prepare", "check"}
-KINDS = {str: "text in quotes", bool: "true or false", int: "a number", dict: "a table"}
+T = TypeVar("T")
+KINDS: dict[type, str] = {
+    str: "text in quotes",
+    bool: "true or false",
+    int: "a number",
+    dict: "a table",
+}
 
 
 @dataclass(frozen=True)
@@ -66,31 +72,27 @@ def find(start: Path) -> Project:
         )
     # one pyproject.toml may stand above the folder with manage.py
     table = next((tables[folder] for folder in [root, *root.parents] if tables[folder]), {})
-    return _read(root, table, named)
+    return _project(root, dict(table), named)
 
 
 def _table(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
     try:
         table = tomllib.loads(file.read_text()).get("tool", {}).get("devstack", {})
+    except FileNotFoundError:
+        return {}
     except tomllib.TOMLDecodeError as error:
         raise StackError(f"{file}: {error}") from None
-    return _checked(table, dict, "[tool.devstack]")
+    return _of_kind({}, table, "it")
 
 
-def _read(root: Path, table: dict[str, Any], named: str) -> Project:
-    known = {one.name: one for one in fields(Project) if one.name != "root"}
-    _refuse_unknown(table, known, "[tool.devstack]")
-    values = {
-        name: _checked(value, getattr(known[name].type, "__origin__", known[name].type), name)
-        for name, value in table.items()
-    }
+def _project(root: Path, values: dict[str, Any], named: str) -> Project:
+    _typed(values, Project(root, settings=""), "")
     for name in ("programs", "links"):
         for key, value in values.get(name, {}).items():
-            _checked(value, str, f"{name}.{key}")
+            _of_kind("", value, f"{name}.{key}")
     if "workers" in values:
-        values["workers"] = {name: _worker(name, one) for name, one in values["workers"].items()}
+        tables = values["workers"].items()
+        values["workers"] = {name: _worker(one, f"workers.{name}") for name, one in tables}
     values["settings"] = named or values.get("settings") or _settings(root / "manage.py")
     values["celery"] = values.get("celery") or re.split(r"\.settings\b", values["settings"])[0]
     project = Project(root, **values)
@@ -98,15 +100,8 @@ def _read(root: Path, table: dict[str, Any], named: str) -> Project:
     return project
 
 
-def _worker(name: str, table: object) -> Worker:
-    where = f"workers.{name}"
-    values = _checked(table, dict, where)
-    _refuse_unknown(values, {"queues", "concurrency"}, where)
-    worker = Worker(**values)
-    _checked(worker.queues, str, f"{where}.queues")
-    if _checked(worker.concurrency, int, f"{where}.concurrency") < 1:
-        raise _wrong(f"{where}.concurrency", "1 or more", worker.concurrency)
-    return worker
+def _worker(table: object, name: str) -> Worker:
+    return Worker(**_typed(_of_kind({}, table, name), Worker(), f"{name}."))
 
 
 def _check(project: Project) -> None:
@@ -117,9 +112,12 @@ def _check(project: Project) -> None:
     for name in ("web_port", "flower_port"):
         if not 0 < getattr(project, name) < 65536:
             raise _wrong(name, "between 1 and 65535", getattr(project, name))
-    for name in (*project.workers, *project.programs):
-        both = name in project.workers and name in project.programs
-        if both or name in RESERVED or not re.fullmatch(r"[\w-]+", name):
+    for name, worker in project.workers.items():
+        if worker.concurrency < 1:
+            raise _wrong(f"workers.{name}.concurrency", "1 or more", worker.concurrency)
+    names = [*project.workers, *project.programs]
+    for name in names:
+        if name in RESERVED or names.count(name) > 1 or not re.fullmatch(r"[\w-]+", name):
             raise _wrong("a name in workers and programs", "a word that is not taken", name)
 
 
@@ -133,17 +131,21 @@ def _settings(manage: Path) -> str:
     return said[1]
 
 
-def _checked(value: Any, kind: type, name: str) -> Any:
-    if type(value) is not kind:
-        raise _wrong(name, KINDS[kind], value)
-    return value
+def _typed(values: dict[str, Any], default: Project | Worker, where: str) -> dict[str, Any]:
+    """Return the values when all are fields of the default, and of their kinds."""
+    known = {one.name: getattr(default, one.name) for one in fields(default) if one.name != "root"}
+    for name, value in values.items():
+        if name not in known:
+            raise _wrong("a key", f"one of {', '.join(sorted(known))}", f"{where}{name}")
+        _of_kind(known[name], value, f"{where}{name}")
+    return values
 
 
-def _refuse_unknown(table: dict[str, Any], known: Any, where: str) -> None:
-    if unknown := sorted(table.keys() - set(known)):
-        raise StackError(
-            f"pyproject.toml: {where} has no {unknown[0]!r}; it knows {', '.join(sorted(known))}"
-        )
+def _of_kind(default: T, value: object, name: str) -> T:
+    # not isinstance: true is no number
+    if type(value) is type(default):
+        return value
+    raise _wrong(name, KINDS[type(default)], value)
 
 
 def _wrong(name: str, rule: str, value: object) -> StackError:
