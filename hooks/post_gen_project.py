@@ -8,20 +8,31 @@ import sys
 from pathlib import Path
 
 ANSWERS = json.loads(r"""{{ cookiecutter | tojson }}""")
-
 SECRETS = {
     "# DJANGO_SECRET_KEY=": secrets.token_urlsafe(50),
     "# SERVICES_PASSWORD=": secrets.token_urlsafe(24),
     "# FLOWER_BASIC_AUTH=": f"dev:{secrets.token_urlsafe(12)}",
 }
+# Lines that end with one mark stay, without it; those with the other go.
+KEPT, DROPPED = ("  # example\n", "  # no example\n")
+ONLY_EXAMPLE, ONLY_PLAIN = "notes", "templates"
+if not ANSWERS["example_app"]:
+    KEPT, DROPPED, ONLY_EXAMPLE, ONLY_PLAIN = DROPPED, KEPT, ONLY_PLAIN, ONLY_EXAMPLE
 
 if not Path("packages").is_dir():  # a link that arrived as a text file: a zip archive, Windows
-    sys.exit("Nothing was generated. packages is no folder: take the template by git, on Linux, macOS or WSL.")
-for leftover in ("tests", "build", "dist"):
-    for folder in Path("packages").glob(f"*/{leftover}"):
+    sys.exit(
+        "Nothing was generated. packages is no folder: take the template by git, on Linux, macOS or"
+        " WSL."
+    )
+for dropped in ("*/tests", "*/build", "*/dist", "**/__pycache__", "**/.*_cache", "**/*.egg-info"):
+    for folder in list(Path("packages").glob(dropped)):
         shutil.rmtree(folder)
-for cache in [*Path("packages").rglob("__pycache__"), *Path("packages").rglob("*.egg-info")]:
-    shutil.rmtree(cache)
+
+shutil.rmtree(ONLY_PLAIN)
+for path in (Path("config/settings.py"), Path("config/urls.py")):
+    lines = path.read_text().splitlines(keepends=True)
+    kept = [line.replace(KEPT, "\n") for line in lines if not line.endswith(DROPPED)]
+    path.write_text("".join(kept))
 
 settings = Path(".env.example").read_text()
 for name, secret in SECRETS.items():
@@ -30,9 +41,6 @@ for name, secret in SECRETS.items():
 if not Path(".env").exists():
     with open(os.open(".env", os.O_WRONLY | os.O_CREAT, 0o600), "w") as env_file:
         env_file.write(settings)
-
-if not ANSWERS["example_app"]:
-    shutil.rmtree("notes")
 
 print(f"""
 {ANSWERS["project_slug"]} is ready:

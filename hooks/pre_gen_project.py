@@ -8,9 +8,10 @@ ANSWERS = json.loads(r"""{{ cookiecutter | tojson }}""")
 
 # Names of ours, of what the project imports, and of commands that would be shadowed.
 TAKEN = {
-    "billiard", "celery", "config", "deploy", "devstack", "django", "durable_jobs", "environ",
-    "flower", "gunicorn", "kombu", "manage", "notes", "queue_probes", "psycopg", "redis", "sentry_sdk",
-    "site", "structlog", "test", "tests", "whitenoise",
+    "accounts", "billiard", "celery", "config", "deploy", "devstack", "django", "durable_jobs",
+    "environ", "flower", "gunicorn", "hardened_celery", "kombu", "manage", "media", "notes",
+    "packages", "psycopg", "queue_probes", "redis", "rollout", "sentry_sdk", "site", "structlog",
+    "templates", "test", "tests", "whitenoise",
 }  # fmt: skip
 REQUIRES_PYTHON = {"5.2": "3.11", "6.1": "3.12"}
 

@@ -12,6 +12,7 @@ import pytest
 
 from devstack import services
 
+collect_ignore = ["inside"]  # run in a bake by test_bake.py
 sys.dont_write_bytecode = True  # what lies beside the template's sources is baked
 TEMPLATE = Path(__file__).resolve().parent.parent
 # Distributions and what each brings to import.

@@ -1,4 +1,4 @@
 """The example: people write notes and ask for copies, which workers make in the background.
 
-Remove it by deleting this folder and setting `EXAMPLE_APP = False` in `config/project.py`.
+Remove it: delete this folder, and the lines with `notes` in config/settings.py and config/urls.py.
 """

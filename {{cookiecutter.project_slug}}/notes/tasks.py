@@ -5,9 +5,9 @@ from typing import Any
 
 from celery import shared_task
 from django.db import transaction
-
 from durable_jobs import Permanent, reconciler
 from durable_jobs.reconcilers import enqueue_for
+
 from notes.models import Copy, Note
 
 # A run ends with the first copy after this: long before the time limit, soon when a worker stops.

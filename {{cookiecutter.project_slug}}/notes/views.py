@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
+from django import forms
 from django.conf import settings
 from django.contrib.admin.views.decorators import staff_member_required
 from django.db import transaction
@@ -12,14 +13,21 @@ from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.utils import timezone
 from django.views.decorators.http import require_POST, require_safe
-
 from durable_jobs import Job
-from notes.forms import NoteForm
+
 from notes.models import Note
 from notes.tasks import ask_for_copies, make_copies
 
 SHOWN = 10
 View = Callable[..., HttpResponse]
+
+
+class NoteForm(forms.ModelForm):
+    class Meta:
+        model = Note
+        fields = ("text", "copies_wanted", "seconds_per_copy")
+        widgets = {"text": forms.Textarea({"rows": 3, "placeholder": "Worth keeping"})}
+        labels = {"text": "Note", "copies_wanted": "Copies", "seconds_per_copy": "Seconds per copy"}
 
 
 def staff_in_production(view: View) -> View:

@@ -22,6 +22,7 @@ from queue_probes.models import Finished, Node, Queue
 ROOT = Path(__file__).resolve().parents[3]
 FOLDER = ROOT / "{{cookiecutter.project_slug}}" / "deploy" / "monitoring"
 RULES = FOLDER / "alerts.yml"
+FIRING = Path(__file__).with_name("alerts_test.yml")
 DASHBOARD = json.loads((FOLDER / "dashboard.json").read_text())
 QUERIES = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
 # What Prometheus adds to each sample, and to each bucket.
@@ -55,11 +56,11 @@ def check(*command: str) -> None:
 
 def test_rules_fire_when_they_should(promtool: str) -> None:
     check(promtool, "check", "rules", "alerts.yml")
-    check(promtool, "test", "rules", "alerts_test.yml")
+    check(promtool, "test", "rules", str(FIRING))
 
 
 def test_every_alert_has_a_test_in_which_it_fires() -> None:
-    tests = (FOLDER / "alerts_test.yml").read_text()
+    tests = FIRING.read_text()
     alerts = re.findall(r"alert: (\w+)", RULES.read_text())
     assert len(alerts) == 5
     for alert in alerts:
@@ -90,7 +91,7 @@ def printed(client: Client, transactional_db: None) -> dict[str, set[str]]:
 
 def test_rules_and_dashboard_name_only_what_is_printed(printed: dict[str, set[str]]) -> None:
     texts = [*re.split(r"- alert:", RULES.read_text())[1:], *QUERIES]
-    tests = re.findall(r"series: '(.+?)'", (FOLDER / "alerts_test.yml").read_text())
+    tests = re.findall(r"series: '(.+?)'", FIRING.read_text())
     for text in [*texts, *tests]:
         used = set(NAME.findall(text))
         assert used <= printed.keys(), text

@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 from django.test import Client
 from django.urls import reverse
+from notes.models import Copy, Note
+from notes.tasks import ask_for_copies
+from notes.tests import FORM
 
 from devstack import processes, valkey
 from durable_jobs import Job
 from durable_jobs.publisher import publisher
-from notes.models import Copy, Note
-from notes.tasks import ask_for_copies
-from notes.tests.conftest import FORM
-from tests.processes import running_worker, wait_until
+
+from .conftest import running_worker, wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -27,6 +28,7 @@ def broker(
     process, url = valkey.process(tmp_path / "valkey")
     project_environment["CELERY_BROKER_URL"] = url
     monkeypatch.setenv("CELERY_BROKER_WRITE_URL", url)
+    publisher.reset()  # it remembers the broker of the test before
     process.start()
     processes.wait_until_ready([process])
     yield process
@@ -62,5 +64,5 @@ def test_running_job_of_a_deleted_note_ends_and_leaves_nothing(
         after = Note.objects.create(**FORM)
         ask_for_copies(after)
         wait_until(lambda: Copy.objects.count() == 3, 10, "the worker is free again")
-        assert "Traceback" not in worker.text()
+        assert "Traceback" not in worker.read_text()
     assert {job.owner for job in Job.objects.all()} == {after}
