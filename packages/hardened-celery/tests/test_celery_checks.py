@@ -101,7 +101,7 @@ FAULTS: list[tuple[str, dict[str, Any], dict[str, Any], str, str]] = [
     ("E012", {"broker_url": "rediss://h", "broker_use_ssl": True}, {}, "rediss", "CELERY_BROKER_"),
     ("E012", {"broker_url": "rediss://h?ssl_cert_reqs=none"}, {}, "rediss://", "in the URL"),
     ("E012", broker("amqps://h") | {"broker_use_ssl": {"cert_reqs": 0}}, {}, "amqps://", "Set"),
-    ("E013", {"task_always_eager": True}, {}, "CELERY_TASK_ALWAYS_EAGER", "to 0"),
+    ("E013", {"task_always_eager": True}, {}, "CELERY_TASK_ALWAYS_EAGER", "to False"),
     ("E017", {"task_publish_retry_policy": {"max_retries": None}}, {}, "max_retries", "Write 1"),
     ("W002", {"task_create_missing_queues": True}, {}, "QUEUES = True", "CELERY_TASK_QUEUES"),
     ("W003", NO_RETRY, {}, "CELERY_TASK_REJECT_ON_WORKER_LOST", "CELERY_TASK_RETRY_ON_WORKER_LOST"),
@@ -309,6 +309,22 @@ def test_tasks_are_imported_and_checked(monkeypatch: pytest.MonkeyPatch) -> None
     assert (message.id, "tests.endless.Task" in message.msg) == ("celery.E007", True)
 
 
+def check_plain_project(
+    tmp_path: Path, package: str, settings_: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the doctor in a project that has heard of nothing else of ours."""
+    plain = tmp_path / "plain"
+    plain.mkdir(exist_ok=True)
+    (plain / "__init__.py").write_text(package)
+    apps = "INSTALLED_APPS = ['hardened_celery']"
+    (plain / "settings.py").write_text(f"SECRET_KEY = 'x'\nDEBUG = True\n{apps}\n{settings_}\n")
+    command = [sys.executable, "-m", "django", "check", "--tag", "celery"]
+    environment = {"DJANGO_SETTINGS_MODULE": "plain.settings", "PYTHONPATH": str(tmp_path)}
+    return subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+
+
 APP = """
 from celery import Celery
 app = Celery("plain")
@@ -329,22 +345,46 @@ app.autodiscover_tasks()
 def test_added_to_a_plain_project_it_only_finds_what_is_wrong(
     tmp_path: Path, package: str, settings_: str, identities: str
 ) -> None:
-    plain = tmp_path / "plain"
-    plain.mkdir()
-    (plain / "__init__.py").write_text(package)
-    apps = "INSTALLED_APPS = ['hardened_celery']"
-    (plain / "settings.py").write_text(f"SECRET_KEY = 'x'\nDEBUG = True\n{apps}\n{settings_}\n")
-    command = [sys.executable, "-m", "django", "check", "--tag", "celery"]
-    environment = {"DJANGO_SETTINGS_MODULE": "plain.settings", "PYTHONPATH": str(tmp_path)}
-    result = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
+    result = check_plain_project(tmp_path, package, settings_)
     said = sorted(re.findall(r"celery\.([EW]\d+)", result.stderr))
     assert said == identities.split()
     assert result.returncode == ("E" in identities)
 
 
+NO_QUEUES = "CELERY_TASK_CREATE_MISSING_QUEUES = False; CELERY_TASK_QUEUES = 7"
+
+
+@pytest.mark.parametrize(
+    ("package", "settings_", "says"),
+    [
+        (APP.format("CELERY"), "CELERY_BROKER_URL = 'nonsense://h'", "No such transport: nonsense"),
+        (APP.format("CELERY"), "CELERY_IMPORTS = ['plain.gone']", "No module named 'plain.gone'"),
+        (APP.format("CELERY"), "CELERY_IMPORTS = ['plain.broken']", "(broken.py, line 1)"),
+        (
+            APP.format("CELERY"),
+            "CELERY_TASK_CREATE_MISSING_QUEUES = False; CELERY_TASK_QUEUES = 7",
+            "'int' object is not iterable",
+        ),
+        (APP.format("CELERY"), "CELERY_BEAT_SCHEDULE = {'x': 1}", "'int' object has no attribute"),
+    ],
+)
+def test_check_that_raises_is_a_warning_and_the_others_still_look(
+    tmp_path: Path, package: str, settings_: str, says: str
+) -> None:
+    (tmp_path / "plain").mkdir()
+    if "broken" in settings_:
+        (tmp_path / "plain" / "broken.py").write_text("def broken(:\n")
+    said = check_plain_project(tmp_path, package, f"CELERY_TASK_AKS_LATE = 1; {settings_}")
+    warnings = [line for line in said.stderr.splitlines() if "celery.W012" in line]
+    assert len({*warnings}) == len(warnings)
+    assert any(says in line for line in warnings), said.stderr
+    assert "celery.E001" in said.stderr
+    assert "Traceback" not in said.stderr
+
+
 def test_every_fault_has_a_test() -> None:
-    rules = set(re.findall(r'"([EW]\d{3})"', Path(celery_checks.__file__).read_text()))
+    (folder,) = celery_checks.__path__
+    source = "".join(path.read_text() for path in Path(folder).glob("*.py"))
+    rules = set(re.findall(r'"([EW]\d{3})"', source))
     tests = set(re.findall(r"\b([EW]\d{3})\b", Path(__file__).read_text()))
     assert rules == tests

@@ -14,7 +14,7 @@ import pytest
 import structlog
 from celery import current_app
 
-from hardened_celery.logging import drop_routine, logging_config
+from hardened_celery.logging import logging_config
 from tests import observed
 from tests.observed import tasks
 from tests.processes import wait_until
@@ -178,10 +178,3 @@ def test_object_that_is_not_json_is_written_as_its_repr() -> None:
     with configured(json_lines=True) as written:
         logging.getLogger("shop").warning("odd", extra={"thing": {1}})
     assert json.loads(written.getvalue())["thing"] == "{1}"
-
-
-def test_a_scrape_is_logged_only_when_it_fails() -> None:
-    with pytest.raises(structlog.DropEvent):
-        drop_routine(None, "info", {"code": 200, "request": "GET /metrics"})
-    failed = {"code": 503, "request": "GET /metrics"}
-    assert drop_routine(None, "info", failed) == failed

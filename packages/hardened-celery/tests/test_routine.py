@@ -2,6 +2,7 @@
 
 import pytest
 import structlog
+
 from hardened_celery import logging, sentry
 
 

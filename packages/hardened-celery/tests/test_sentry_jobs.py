@@ -130,7 +130,7 @@ def test_job_whose_workers_died_is_one_event_of_its_own_task(reports: Reports) -
     (event,) = reports.of("never_run")
     assert event["tags"]["task"] == jobs.never_run.name
     assert event["tags"]["queue"] == "low"
-    assert event["fingerprint"] == ["durable_jobs", "report_dead", jobs.never_run.name]
+    assert event["fingerprint"] == ["{{ default }}", jobs.never_run.name]
 
 
 def test_jobs_of_an_unknown_task_are_one_issue(reports: Reports) -> None:

@@ -206,6 +206,7 @@ class Door(JobTask):
             name = request["shadow"]
             queue = (request.get("delivery_info") or {}).get("routing_key")
             about = {"task": name, "task_id": uuid, "queue": queue}
+            about["fingerprint"] = ["celery", "unknown task", name]
             logger.exception("durable_jobs: this worker has no Django task %s", name, extra=about)
             return trace.trace_ok_t(None, None, 0.0, NOTHING)
         if task._tracer is None:

@@ -98,7 +98,8 @@ def importable(path: str) -> bool:
 def report_unknown() -> None:
     for name, count in unknown_tasks().items():
         text = "durable_jobs: %s jobs wait for %s, which is not registered"
-        logger.error(text, count, name, extra={"task": name})
+        one_issue = ["celery", "unknown task", name]  # for Sentry, as of the worker's own line
+        logger.error(text, count, name, extra={"task": name, "fingerprint": one_issue})
 
 
 loop = Loop()

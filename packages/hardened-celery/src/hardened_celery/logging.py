@@ -27,9 +27,9 @@ from django_structlog.signals import (
 from structlog.stdlib import ProcessorFormatter
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-PRIVATE = ("data", "user_agent")
-# Tasks that beat sends every few seconds: nobody wants to read that one went well.
-ROUTINE = {"durable_jobs.reconcile", "queue_probes.probe"}
+from hardened_celery import routine
+
+PRIVATE = ("data", "user_agent", "fingerprint")
 # What a task inherits. Not more: a value that is not JSON would make sending the task fail.
 INHERITED = ("request_id", "correlation_id", "user_id", "parent_task_id")
 # One receiver for all processes: a second one would log the sending of each task twice.
@@ -154,16 +154,16 @@ def without_dump(record: logging.LogRecord) -> bool:
 
 def without_routine(record: logging.LogRecord) -> bool:
     """Drop beat's line on a routine task that it sends."""
-    return record.levelno > logging.INFO or ROUTINE.isdisjoint(map(str, record.args or ()))
+    return record.levelno > logging.INFO or routine.TASKS.isdisjoint(map(str, record.args or ()))
 
 
 def drop_routine(_logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
     """Drop the lines on health checks, scrapes and routine tasks that went well."""
-    quiet = ("GET /healthz/", "GET /metrics")
-    if event.get("code") == 200 and str(event.get("request")).startswith(quiet):
+    path = str(event.get("request")).partition(" ")[2]
+    if event.get("code") == 200 and path.startswith(routine.PATHS):
         raise structlog.DropEvent
     task = event.get("child_task_name") or structlog.contextvars.get_contextvars().get("task")
-    if method == "info" and task in ROUTINE and str(event.get("event")).startswith("task_"):
+    if method == "info" and task in routine.TASKS and str(event.get("event")).startswith("task_"):
         raise structlog.DropEvent
     return event
 

@@ -2,10 +2,11 @@
 
 A failure of a task is one event with the tags `task`, `celery_task_id` and `queue`, whoever notices
 it: the pool process that raised, Celery's main process when a pool process was lost or ran out of
-time, or the loop that finds a job whose workers died. An attempt that raised and will be repeated
-is none; a process that was lost is one each time. Arguments of tasks, local variables, query
-strings, bodies, cookies and users are not sent; your own log calls and messages of exceptions are.
-What dies or hangs as a whole reports nothing: then the monitors miss their check-ins.
+time, or who logs an error with `extra={"task": ..., "task_id": ..., "queue": ...}`. An attempt that
+raised and will be repeated is none; a process that was lost is one each time. Arguments of tasks,
+local variables, query strings, bodies, cookies and users are not sent; your own log calls and
+messages of exceptions are. What dies or hangs as a whole reports nothing: then the monitors miss
+their check-ins.
 """
 
 import logging
@@ -32,6 +33,8 @@ from celery.worker.request import Request
 from django.utils.text import slugify
 from kombu import Message
 
+from hardened_celery import routine
+
 if TYPE_CHECKING:
     from sentry_sdk.types import Event, Hint
 
@@ -45,9 +48,7 @@ MONITOR: Any = {
     "timezone": "UTC",
 }
 CHECK_IN_SECONDS = 60
-LOOP, PROBE = "durable_jobs.reconcile", "queue_probes.probe"
 checked_in: dict[str, float] = {}
-LATE = "queue %s is late"  # how the line on a late queue begins
 COLLECT: Any = {
     "cookies": {"mode": "off"},
     "database_query_data": False,
@@ -124,7 +125,7 @@ def sample(context: dict[str, Any], rate: float) -> float:
     """Return the probability of tracing: none for routine, else the caller's decision or `rate`."""
     path = context.get("wsgi_environ", {}).get("PATH_INFO", "")
     task = context.get("celery_job", {}).get("task")
-    if path.startswith(("/healthz/", "/metrics")) or task in (LOOP, PROBE):
+    if path.startswith(routine.PATHS) or task in routine.TASKS:
         return 0
     caller = context.get("parent_sampled")
     return rate if caller is None else float(caller)
@@ -148,15 +149,15 @@ def report_deleted_message(exc: BaseException | None = None, **_signal: object) 
 
 def check_in_beat(sender: str, **_signal: object) -> None:
     """Beat has sent the loop's task, so it turns and has its broker."""
-    if sender == LOOP:
+    if sender == routine.LOOP:
         check_in("beat")
 
 
 def check_in_worker(sender: Task, **_signal: object) -> None:
     """Check in for a pass of the loop, and for a probe that came through its queue."""
-    if sender.name == LOOP:
+    if sender.name == routine.LOOP:
         check_in("reconcile")
-    elif sender.name == PROBE:
+    elif sender.name == routine.PROBE:
         check_in(f"probe-{sender.request.delivery_info['routing_key']}")
 
 
@@ -181,22 +182,66 @@ def before_send(event: "Event", hint: "Hint") -> "Event | None":
         tags.pop(name, None)
         if value:
             tags[name] = str(value)[:200]
+    error = unwrapped(hint.get("exc_info") or (record and record.exc_info))
+    task = tags.get("task", "")
     if record:
-        return _from_log(event, record, str(tags.get("task")))
-    error = hint.get("exc_info", (None, None))[1]
-    if isinstance(error, WorkerLostError):
-        event["fingerprint"] = ["celery", "WorkerLostError", str(tags.get("task"))]
+        if said_elsewhere(record, error):
+            return None
+        # Django's, query string included
+        event.get("extra", {}).pop("request", None)
+        if isinstance(record.msg, dict):  # structlog's
+            event["logentry"] = {"message": str(record.msg.get("event"))}
+        group = group_of_line(record, error, task)
+    else:
+        group = ["celery", "WorkerLostError", task] if isinstance(error, WorkerLostError) else []
+    if group:
+        event["fingerprint"] = group
     return event
+
+
+def unwrapped(found: Any) -> BaseException | None:
+    """Return the exception of an `exc_info`, without what billiard wraps around it."""
+    error = found[1] if found else None
+    return error.exc if isinstance(error, ExceptionWithTraceback) else error
+
+
+def said_elsewhere(record: logging.LogRecord, error: BaseException | None) -> bool:
+    """Tell whether another line, or the failure of a task, says the same."""
+    if record.name == "multiprocessing":  # a process exited; an idle one has lost nothing
+        return error is None
+    from_request = (record.name, record.funcName) == ("celery.worker.request", "on_failure")
+    return from_request and isinstance(error, TimeLimitExceeded)  # `on_timeout` has logged it
+
+
+def group_of_line(record: logging.LogRecord, error: BaseException | None, task: str) -> list[str]:
+    """Return the fingerprint of a log line, [] for Sentry's own.
+
+    It is the one of `extra={"fingerprint": [...]}`, one for a line of Celery, or the line's text
+    and the task or queue that it is about: else all tasks would be one issue.
+    """
+    found = vars(record)
+    match record.name, record.funcName:
+        case _ if "fingerprint" in found:
+            return list(map(str, found["fingerprint"]))
+        case "celery.worker.request", "on_timeout":
+            return ["celery", "TimeLimitExceeded", task]
+        case "celery.worker.request", "on_failure":
+            return ["celery", type(error).__name__, task]
+        case "celery.worker.consumer.consumer", "on_unknown_task":
+            return ["celery", "unknown task", task]
+        case "celery.worker.consumer.consumer", _ if error:
+            # not by its text, which says at which byte
+            return ["celery", "unusable message", type(error).__name__]
+    about = found.get("task") or found.get("queue") or task
+    return ["{{ default }}", str(about)] if about and not error else []
 
 
 def named_in(record: logging.LogRecord | None) -> dict[str, object]:
     """Return the tags that a log call names: who runs the loop logs of the jobs of others."""
     found = vars(record) if record else {}
-    if str(found.get("msg")).startswith(LATE) and found["args"]:
-        return tags_of(None, None, {"routing_key": found["args"][0]})
-    if "task" not in found:
+    if not {"task", "queue"} & found.keys():
         return {}
-    return tags_of(found["task"], found.get("task_id"), {"routing_key": found.get("queue")})
+    return tags_of(found.get("task"), found.get("task_id"), {"routing_key": found.get("queue")})
 
 
 def subject() -> dict[str, object]:
@@ -223,35 +268,3 @@ def subject() -> dict[str, object]:
 def tags_of(task: object, job: object, delivery: Mapping[str, Any] | None) -> dict[str, object]:
     """Return the tags; the exchanges are direct ones, whose routing keys are names of queues."""
     return {"task": task, "celery_task_id": job, "queue": (delivery or {}).get("routing_key")}
-
-
-def _from_log(event: "Event", record: logging.LogRecord, task: str) -> "Event | None":
-    error = record.exc_info[1] if record.exc_info else None
-    if isinstance(error, ExceptionWithTraceback):
-        error = error.exc
-    # Django's, query string included
-    event.get("extra", {}).pop("request", None)
-    if isinstance(record.msg, dict):  # structlog's
-        event["logentry"] = {"message": str(record.msg.get("event"))}
-    group: list[str] = []
-    match record.name, record.funcName:
-        case "multiprocessing", _ if error is None:
-            return None  # a process exited: its task is reported, an idle one has lost nothing
-        case "celery.worker.request", "on_failure" if isinstance(error, TimeLimitExceeded):
-            return None  # `on_timeout` has logged it
-        case "celery.worker.request", "on_timeout":
-            group = ["celery", "TimeLimitExceeded", task]
-        case "celery.worker.request", "on_failure":
-            group = ["celery", type(error).__name__, task]
-        case _, "on_unknown_task" | "report_unknown" | "_trace_hint":
-            group = ["celery", "unknown task", task]
-        case "celery.worker.consumer.consumer", _ if error:
-            # not by its text, which says at which byte
-            group = ["celery", "unusable message", type(error).__name__]
-        case "durable_jobs.reconcile" | "durable_jobs.run", function if not error:
-            group = ["durable_jobs", str(function), task]
-        case "queue_probes", _ if str(record.msg).startswith(LATE):
-            group = ["queue_probes", event["tags"]["queue"]]
-    if group:
-        event["fingerprint"] = group
-    return event

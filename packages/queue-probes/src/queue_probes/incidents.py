@@ -103,7 +103,8 @@ def send(verdict: Verdict) -> None:
     if verdict.fine:
         logger.warning("queue %s moves again", verdict.queue)
     else:
-        logger.error("queue %s is late: %s", verdict.queue, verdict.state)
+        about = {"queue": verdict.queue}
+        logger.error("queue %s is late: %s", verdict.queue, verdict.state, extra=about)
     subject = f"queue {verdict.queue} {'moves again' if verdict.fine else 'does not move'}"
     lines = (f"{name}: {value}" for name, value in verdict.as_dict().items())
     body = f"{verdict.words}\n\n" + "\n".join(lines)
