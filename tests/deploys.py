@@ -158,6 +158,7 @@ def one(site: Site, kind: str, step: str) -> dict[str, Any]:
     after = site.run("readlink", f"{site.home}/releases/current").strip()
     stays = kind in ("same", "changed", "killed")
     assert (after != before) == stays, f"{kind}: {before} -> {after}\n{output}"
+    assert (site.engine(after) == site.mark) == stays, f"{after} runs another engine"
     _, status = site.deploy("status")
     assert [line.split()[0] for line in status.splitlines() if "  runs " in line] == [after], status
     if not stays:  # what was committed is not built upon

@@ -126,6 +126,12 @@ def assigned(source: Path, variable: str) -> ast.expr:
     return value
 
 
+def engine(project: Path, module: str) -> Path:
+    """Return the folder of the source of an engine in a bake."""
+    (found,) = project.glob(f"packages/*/src/{module}")
+    return found
+
+
 def declared_queues(project: Path) -> list[str]:
     """Return the names in CELERY_TASK_QUEUES."""
     value = assigned(project / "config/celery_settings.py", "CELERY_TASK_QUEUES")
@@ -137,10 +143,10 @@ def check(project: Path, workload: Object, probe: str, heartbeat: Path, age: flo
     """Run the probe of a workload beside a heartbeat of that age; return its exit code."""
     (variable, file), *_ = (v for v in environment(workload).items() if v[0].endswith("_FILE"))
     program, *arguments = container(workload)[probe]["exec"]["command"]
-    assert program == "python"
+    assert program == "hardened-celery"
     heartbeat.touch()
     os.utime(heartbeat, (time.time() - age,) * 2)
     given = [str(heartbeat) if argument == file else argument for argument in arguments]
-    command = [sys.executable, *given]
+    command = [sys.executable, "-m", "hardened_celery", *given]
     env = {variable: str(heartbeat)}  # and nothing else: no broker, no database
     return subprocess.run(command, cwd=project, env=env, capture_output=True).returncode

@@ -41,6 +41,8 @@ MIGRATIONS = {
         " models.DateTimeField(auto_now_add=True))]\n",
     ),
 }
+ENGINE = "packages/celery-rollout/src/rollout/__init__.py"
+MARK = "import rollout; print(rollout.__doc__)"
 NEVER_ROOT = """
 import os
 if os.geteuid() == 0:
@@ -106,6 +108,14 @@ class Site(ABC):
         """Return what psql prints for a query."""
         return self.run(*self.psql, "-tAc", query)
 
+    def engine(self, release: str) -> str:
+        """Return the mark of the engine that is installed in a release."""
+        return self.python(release, "-c", MARK).strip()
+
+    @abstractmethod
+    def python(self, release: str, *arguments: str) -> str:
+        """Run Python of a release; return what it prints."""
+
     @abstractmethod
     def reload(self) -> None:
         """Have gunicorn load the code of the current release anew."""
@@ -120,7 +130,9 @@ class Site(ABC):
     def commit(self, kind: str) -> None:
         """Commit what makes a release of this kind out of the one before."""
         tasks, urls = self.source / "load_app/tasks.py", self.source / "load_app/urls.py"
-        (self.source / "RELEASE.txt").write_text(secrets.token_hex(4))
+        # Each release has an engine of its own, and has to run that one.
+        self.mark = secrets.token_hex(4)
+        (self.source / ENGINE).write_text(f'"""{self.mark}"""\n')
         if kind in ("changed", "killed", "undone", "rolled back"):
             self.changes += 1
             text = tasks.read_text()
@@ -186,6 +198,9 @@ class SystemdSite(Site):
         return self.host.start(
             "env", "-C", f"/srv/{APP}-source", *variables, f"{self.script}/{name}", *arguments
         )
+
+    def python(self, release: str, *arguments: str) -> str:
+        return self.run(f"{self.home}/releases/{release}/.venv/bin/python", *arguments)
 
     def reload(self) -> None:
         current = self.run("readlink", f"{self.home}/releases/current").strip()
@@ -267,6 +282,9 @@ DJANGO_SECURE_SSL_REDIRECT=0
             stderr=subprocess.STDOUT,
             text=True,
         )
+
+    def python(self, release: str, *arguments: str) -> str:
+        return self.run("docker", "run", "--rm", f"{APP}:{release}", "python", *arguments)
 
     def reload(self) -> None:
         current = self.run("readlink", f"{self.home}/releases/current").strip()

@@ -17,7 +17,10 @@ COMPOSE = ["changed", "killed"]
 TICK = 5
 
 
-@pytest.fixture(scope="module", params=["systemd", "compose"])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.deploy) for name in ("systemd", "compose")],
+)
 def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What came of some deploys; `units` with systemd only."""
     folder = tmp_path_factory.mktemp("deploy")

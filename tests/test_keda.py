@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.manifests import Object, baked, container, kustomize, name, of_kind, workloads
+from tests.manifests import Object, baked, container, engine, kustomize, name, of_kind, workloads
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +36,11 @@ def test_keda_alone_sets_the_number_of_workers(scaled: list[Object]) -> None:
 def test_keda_asks_for_a_metric_and_labels_that_are_printed(
     project: Path, scaled: list[Object]
 ) -> None:
-    source = (project / "queue_probes/metrics.py").read_text()
+    source = (engine(project, "queue_probes") / "metrics.py").read_text()
     jobs = source.partition("def of_jobs(")[2].partition("\ndef ")[0]
     labels = set(ast.literal_eval(re.search(r"labels = (\[.*\])", jobs)[1]))
-    states = set(
-        re.findall(r"[A-Z]+ = \"(\w+)\"", (project / "durable_jobs/models.py").read_text())
-    )
+    models = (engine(project, "durable_jobs") / "models.py").read_text()
+    states = set(re.findall(r"[A-Z]+ = \"(\w+)\"", models))
     for found in of_kind(scaled, "ScaledObject"):
         counted = []
         for trigger in found["spec"]["triggers"]:

@@ -14,6 +14,7 @@ import jsonschema
 import pytest
 import yaml
 
+from hardened_celery.heartbeat_file import ready
 from tests.manifests import (
     PRODUCTION,
     Object,
@@ -24,6 +25,7 @@ from tests.manifests import (
     container,
     copy,
     declared_queues,
+    engine,
     environment,
     kubectl,
     kustomize,
@@ -124,7 +126,8 @@ def test_each_selector_meets_the_pods_of_one_deployment(objects: list[Object]) -
 
 
 def test_the_project_reads_every_variable_that_is_set(project: Path, objects: list[Object]) -> None:
-    readers = [*project.glob("config/*.py"), project / "deploy/worker.py", project / "README.md"]
+    readers = [*project.glob("config/*.py"), *project.glob("packages/*/src/*/*.py")]
+    readers += [*project.glob("**/README.md"), project / ".env.example"]
     text = " ".join(path.read_text() for path in readers)
     (settings,) = of_kind(objects, "ConfigMap")
     used = set(settings["data"]).union(*map(environment, workloads(objects).values()))
@@ -190,7 +193,7 @@ def test_steps_of_a_deploy_come_in_order_and_miss_nothing(
 
 def test_migration_waits_for_no_lock_and_ends(objects: list[Object]) -> None:
     (job,) = of_kind(objects, "Job")
-    assert container(job)["command"] == ["python", "deploy/release.py", "migrate"]
+    assert container(job)["command"] == ["python", "-m", "rollout.release", "migrate"]
     assert 0 < job["spec"]["backoffLimit"] <= 5
     assert 0 < job["spec"]["activeDeadlineSeconds"] < job["spec"]["ttlSecondsAfterFinished"]
 
@@ -223,7 +226,7 @@ def test_each_queue_has_one_deployment_that_consumes_it(
 ) -> None:
     consumed: Counter[str] = Counter()
     for each, worker in workloads(objects, "worker").items():
-        assert container(worker)["command"] == ["python", "deploy/worker.py"]
+        assert container(worker)["command"] == ["hardened-celery", "worker", "-A", "config"]
         arguments = container(worker)["args"]
         assert arguments[::2] == ["-Q", "-c", "-n"]
         queue, concurrency, node = arguments[1::2]
@@ -257,9 +260,10 @@ def test_probes_of_web_ask_paths_that_exist_and_none_the_queues(
     web = container(workloads(objects)["web"])
     paths = [web[probe]["httpGet"]["path"] for probe in PROBES]
     assert paths == ["/healthz/live", "/healthz/live", "/healthz/ready?only=database"]
-    views = assigned(project / "queue_probes/middleware.py", "VIEWS")
+    probes = engine(project, "queue_probes")
+    views = assigned(probes / "middleware.py", "VIEWS")
     assert {ast.literal_eval(path) for path in views.keys} > {p.partition("?")[0] for p in paths}
-    timeout = re.search(r'"TIMEOUT": ([\d.]+)', (project / "queue_probes/conf.py").read_text())
+    timeout = re.search(r'"TIMEOUT": ([\d.]+)', (probes / "conf.py").read_text())
     assert web["readinessProbe"]["timeoutSeconds"] > float(timeout[1])
 
 
@@ -331,13 +335,11 @@ def test_pods_of_web_and_of_each_queue_are_spread(objects: list[Object]) -> None
 def test_a_worker_is_ready_by_the_file_that_its_launcher_removes(
     project: Path, objects: list[Object]
 ) -> None:
-    made = re.search(
-        r'Path\(f"\{self\.path\}(\.\w+)"\)', (project / "config/liveness.py").read_text()
-    )
-    assert f'Path(f"{{heartbeat}}{made[1]}")' in (project / "deploy/worker.py").read_text()
+    ours = engine(project, "hardened_celery")
+    assert "heartbeat_file.remove(heartbeat)" in (ours / "worker.py").read_text()
     for worker in workloads(objects, "worker").values():
-        file = environment(worker)["WORKER_HEARTBEAT_FILE"] + made[1]
-        assert container(worker)["readinessProbe"]["exec"]["command"] == ["test", "-e", file]
+        file = ready(Path(environment(worker)["WORKER_HEARTBEAT_FILE"]))
+        assert container(worker)["readinessProbe"]["exec"]["command"] == ["test", "-e", str(file)]
 
 
 def test_no_file_of_secrets_gets_into_git_or_an_image(project: Path) -> None:
