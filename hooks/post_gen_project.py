@@ -24,9 +24,13 @@ if not Path("packages").is_dir():  # a link that arrived as a text file: a zip a
         "Nothing was generated. packages is no folder: take the template by git, on Linux, macOS or"
         " WSL."
     )
-for dropped in ("*/tests", "*/build", "*/dist", "**/__pycache__", "**/.*_cache", "**/*.egg-info"):
-    for folder in list(Path("packages").glob(dropped)):
-        shutil.rmtree(folder)
+# Tests, and what working on a package leaves beside it, stay in the template.
+installable = {"LICENSE", "README.md", "pyproject.toml", "src"}
+for path in Path("packages").glob("*/*"):
+    if path.name not in installable:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+for cache in list(Path("packages").rglob("__pycache__")):
+    shutil.rmtree(cache)
 
 shutil.rmtree(ONLY_PLAIN)
 for path in (Path("config/settings.py"), Path("config/urls.py")):

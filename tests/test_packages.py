@@ -15,7 +15,7 @@ import pytest
 import yaml
 from trove_classifiers import classifiers
 
-from tests.conftest import PACKAGES, TEMPLATE, environment, run
+from tests.conftest import PACKAGES, TEMPLATE, cookiecutter, environment, run
 
 # Lines of Python in src, at most.
 LINES = {
@@ -28,6 +28,7 @@ LINES = {
 LINES_PER_FILE, README_LINES = 300, 200
 # What a person gets beside packages/, at most.
 FILES_OF_A_BAKE, LINES_OF_A_BAKE = 90, 3_500
+INSTALLABLE = {"LICENSE", "README.md", "pyproject.toml", "src"}
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 
 
@@ -81,8 +82,7 @@ def test_packages_arrive_in_a_bake_without_their_tests(plain_bake: Path) -> None
     packages = plain_bake / "packages"
     assert not packages.is_symlink()
     assert sorted(path.name for path in packages.iterdir()) == sorted(PACKAGES)
-    wanted = {"LICENSE", "README.md", "pyproject.toml", "src"}
-    assert {path.name for folder in packages.iterdir() for path in folder.iterdir()} == wanted
+    assert {path.name for folder in packages.iterdir() for path in folder.iterdir()} == INSTALLABLE
     for package in PACKAGES:
         source = TEMPLATE / "packages" / package / "src"
         for path in filter(Path.is_file, source.rglob("*")):
@@ -90,6 +90,28 @@ def test_packages_arrive_in_a_bake_without_their_tests(plain_bake: Path) -> None
                 assert (packages / package / "src" / path.relative_to(source)).read_bytes() == (
                     path.read_bytes()
                 )
+
+
+def test_what_work_on_a_package_leaves_stays_in_the_template(
+    tmp_path: Path, template: Path
+) -> None:
+    used = Path(shutil.copytree(template, tmp_path / "used", symlinks=True))
+    package = used / "packages/durable-jobs"
+    for name in (
+        ".dev/test/a/log",
+        ".mypy_cache/b",
+        "build/c",
+        "dist/d",
+        "src/durable_jobs/__pycache__/e",
+    ):
+        (package / name).parent.mkdir(parents=True)
+        (package / name).write_text("left")
+    (package / ".coverage").write_text("left")
+    done = cookiecutter(used, tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    baked = tmp_path / "my_project/packages/durable-jobs"
+    assert {path.name for path in baked.iterdir()} == INSTALLABLE
+    assert list(baked.rglob("__pycache__")) == []
 
 
 def metadata(file: Path) -> Message:
