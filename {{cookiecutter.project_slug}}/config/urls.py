@@ -11,7 +11,6 @@ urlpatterns = [
     path("", TemplateView.as_view(template_name="welcome.html")),  # no example
     path("admin/", admin.site.urls),
     path("", include("queue_probes.urls")),
-    path("jobs/", include("durable_jobs.urls")),
     # What was uploaded, while developing; in production the proxy serves that folder.
     *static(settings.MEDIA_URL, document_root=settings.MEDIA_ROOT),
 ]

@@ -10,6 +10,7 @@ Hypothesis wants a state machine to be one class.
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
+from unittest.mock import patch
 
 from celery import current_app
 from django.db import connections, transaction
@@ -18,13 +19,12 @@ from django.db.models.functions import Now
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from durable_jobs import Job, dialect, identity, statements
+from durable_jobs import Job, attempt, transitions
 from durable_jobs.enqueue import Call
 from durable_jobs.exceptions import LeaseLost
-from durable_jobs.heartbeat import finish, heartbeat, still_mine
+from durable_jobs.heartbeat import heartbeat
 from durable_jobs.ids import uuid7
 from durable_jobs.reconcile import fire_timers
-from durable_jobs.run import Run, give_back
 from durable_jobs.slices import claim
 from tests import tasks
 from tests.conftest import effects
@@ -54,13 +54,13 @@ def disconnect():
 @contextmanager
 def acting(name):
     """Let the code of the app use that actor's connection."""
-    usual = connections["default"], identity.child
+    usual = connections["default"], attempt.holder
     connections["default"] = connected(name)
-    identity.child = lambda: f"host/boot{name}/1"
+    attempt.holder = lambda: f"host/boot{name}/1"
     try:
         yield
     finally:
-        connections["default"], identity.child = usual
+        connections["default"], attempt.holder = usual
 
 
 @dataclass
@@ -87,7 +87,7 @@ class Protocol(RuleBasedStateMachine):
     @initialize()
     def begin(self):
         with connections["default"].cursor() as cursor:
-            cursor.execute(f"TRUNCATE {statements.T}, {tasks.TABLE}")
+            cursor.execute(f"TRUNCATE durable_jobs_job, {tasks.TABLE}")
         heartbeat.runs.clear()
         self.task = current_app.tasks[tasks.noop.name]
         self.number = 0
@@ -184,7 +184,7 @@ class Protocol(RuleBasedStateMachine):
         runs = self.take(name, all_of_them=True)
         if runs:
             with self.fenced(*runs), acting(name):
-                self.ended(runs, finish(runs, statement=statements.FINISH_FREE))
+                self.ended(runs, transitions.finish(runs))
 
     @rule(name=worker, final=st.booleans())
     def fail(self, name, final):
@@ -196,7 +196,7 @@ class Protocol(RuleBasedStateMachine):
     def hand_back(self, name):
         for run in self.take(name):
             with self.fenced(run), acting(name):
-                give_back([run])
+                transitions.release([run])
 
     @rule(name=worker)
     def stay_alive(self, name):
@@ -212,17 +212,14 @@ class Protocol(RuleBasedStateMachine):
     @rule(name=worker)
     def lose_a_child_and_notice(self, name):
         self.held[name] = []
-        unchanged = {"final": False, "max_attempts": 0, "args": None, "kwargs": None}
         with acting("main"):
-            worker_name = f"host/boot{name}/1"
-            dialect.hints(statements.FAIL_WORKER, worker=worker_name, error="lost", **unchanged)
+            transitions.lose(f"host/boot{name}/1", "lost")
 
     @rule(name=worker)
     def stop_cold(self, name):
         self.held[name] = []
-        with acting("main"):
-            like = f"host/boot{name}/%"
-            dialect.hints(statements.RELEASE_BOOT, worker=like, delay=0, error=None)
+        with acting("main"), patch.object(attempt, "boot", lambda: f"host/boot{name}"):
+            transitions.release_boot()
 
     @precondition(lambda self: self.stale)
     @rule(index=which, how=st.sampled_from(["succeed", "finish", "fail", "renew", "release"]))
@@ -233,11 +230,11 @@ class Protocol(RuleBasedStateMachine):
             if how == "succeed":
                 self.effect(run)
             elif how == "finish":
-                self.ended([run], finish([run]))
+                self.ended([run], transitions.finish([run], wait=True))
             elif how == "renew":
                 self.renew([run])
             elif how == "release":
-                give_back([run])
+                transitions.release([run])
             else:
                 self.end_badly(run, final=False)
 
@@ -253,7 +250,7 @@ class Protocol(RuleBasedStateMachine):
         span = f"interval '{seconds}s'"
         with connections["default"].cursor() as cursor:
             cursor.execute(
-                f"UPDATE {statements.T} SET due_at = due_at - {span}, expires_at = expires_at -"
+                f"UPDATE durable_jobs_job SET due_at = due_at - {span}, expires_at = expires_at -"
                 f" {span}, queued_at = queued_at - {span}, finished_at = finished_at - {span}"
             )
 
@@ -277,7 +274,7 @@ class Protocol(RuleBasedStateMachine):
     @rule()
     def prune(self):
         with connections["default"].cursor() as cursor:
-            cursor.execute(f"UPDATE {statements.T} SET finished_at = '2001-01-01' WHERE state <>"
+            cursor.execute("UPDATE durable_jobs_job SET finished_at = '2001-01-01' WHERE state <>"
                            " 'dead' AND finished_at IS NOT NULL")  # fmt: skip
         with acting("operator"):
             Job.objects.prune()
@@ -295,7 +292,7 @@ class Protocol(RuleBasedStateMachine):
         try:
             with user.cursor() as cursor:
                 cursor.execute(
-                    f"SELECT token, state FROM {statements.T} WHERE id = %s FOR UPDATE", [job]
+                    "SELECT token, state FROM durable_jobs_job WHERE id = %s FOR UPDATE", [job]
                 )
                 before = self.row(job)
                 runs = [run for run in self.held[name] if run.id == job]
@@ -303,8 +300,8 @@ class Protocol(RuleBasedStateMachine):
                     assert claim(self.task, [job], alone=True) == []
                     if runs:
                         self.renew(runs)
-                        assert finish(runs, statement=statements.FINISH_FREE) == set()
-                        give_back(runs)
+                        assert transitions.finish(runs) == set()
+                        transitions.release(runs)
                 with acting("loop"):
                     fire_timers()
                 assert self.row(job) == before
@@ -388,12 +385,12 @@ class Protocol(RuleBasedStateMachine):
         self.held[name] = self.held[name][len(runs) :]
         return list(runs)
 
-    def effect(self, run: Run):
+    def effect(self, run):
         """An atomic task: its effect and its end commit together, or not at all."""
         try:
             with transaction.atomic():
                 tasks.effect(run.id, f"{run.id} {run.token}")
-                if not finish([run], statement=statements.FINISH_FREE):
+                if not transitions.finish([run]):
                     raise LeaseLost
         except LeaseLost:
             return
@@ -410,16 +407,13 @@ class Protocol(RuleBasedStateMachine):
                     assert run.args == self.asked[run.id].args, "it ran with stale arguments"
 
     def end_badly(self, run, *, final):
-        failure = {"error": "failed", "final": final, "max_attempts": 0}
-        failure |= {"args": None, "kwargs": None, "queue": None}
-        pair = {"ids": [run.id], "tokens": [run.token]}
-        dialect.hints(statements.FAIL, delay=10, eta=None, **failure, **pair)
+        transitions.fail(run, "failed", 10, final=final)
 
     def renew(self, runs):
-        pair = {"ids": [run.id for run in runs], "tokens": [run.token for run in runs]}
-        told = {"progress": [50 for _ in runs], "messages": ["" for _ in runs]}
-        dialect.run(statements.RENEW, **told, **pair)
-        mine = still_mine(runs)
+        for run in runs:
+            run.progress = 50
+        transitions.renew(runs)
+        mine = transitions.still_mine(runs)
         for run in runs:
             row = self.row(run.id)
             really = row is not None and (row.state, row.token) == (State.RUNNING, run.token)

@@ -42,7 +42,7 @@ TEMPLATES = [
         },
     }
 ]
-_database = urlsplit(os.environ["DATABASE_URL"])
+_database = urlsplit(os.environ.get("DATABASE_URL", "postgresql://localhost/tests"))
 DATABASES = {
     "default": {
         "ENGINE": "django.db.backends.postgresql",
@@ -68,7 +68,7 @@ LOGGING = {
     "root": {"handlers": ["console"], "level": "INFO"},
 }
 
-CELERY_BROKER_URL = os.environ["CELERY_BROKER_URL"]
+CELERY_BROKER_URL = os.environ.get("CELERY_BROKER_URL", "redis://localhost/0")
 CELERY_DB_REUSE_MAX = 500
 CELERY_BEAT_SCHEDULE = {
     "durable_jobs.reconcile": {

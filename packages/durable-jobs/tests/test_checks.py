@@ -56,7 +56,6 @@ def test_the_first_protocol_of_celery_is_refused():
         ("MAX_ATTEMPTS", 1.5),
         ("TICK", True),
         ("DATABASE", None),
-        ("MAY_SEE", len),
     ],
 )
 def test_a_value_of_the_wrong_kind_is_an_error_that_names_it(settings, name, value):
@@ -71,11 +70,6 @@ def test_settings_that_are_no_dict_are_an_error(settings, value):
     settings.DURABLE_JOBS = value
     (message,) = checks.check_all()
     assert (message.id, message.msg) == ("durable_jobs.E007", f"DURABLE_JOBS is {value!r}.")
-
-
-def test_a_permission_function_that_does_not_exist_is_an_error(settings):
-    settings.DURABLE_JOBS = {"MAY_SEE": "durable_jobs.views.nobody"}
-    assert ids() == ["E010"]
 
 
 @pytest.mark.parametrize(("name", "value"), [("LEASE", 60), ("SLICE_MAX", 1), ("TICK", 2.5)])

@@ -16,7 +16,7 @@ from django.core.management import CommandError, call_command
 from django.db import connection, transaction
 from django.utils.timezone import now
 
-from durable_jobs import Job, dialect
+from durable_jobs import Job, database
 from durable_jobs.publisher import publisher
 from durable_jobs.testing import drain
 from tests import tasks
@@ -205,14 +205,14 @@ def test_reconcile_makes_one_pass_and_says_what_it_did():
 def test_a_loop_that_is_stopped_tells_workers_of_what_it_has_just_moved(monkeypatch):
     tasks.noop.delay()
     Job.objects.update(due_at=now())
-    hints, sent = dialect.hints, []
+    run, sent = database.run, []
 
     def stopped_in_the_middle(*args, **kwargs):
-        found = hints(*args, **kwargs)
+        found = run(*args, **kwargs)
         os.kill(os.getpid(), signal.SIGTERM)
         return found
 
-    monkeypatch.setattr(dialect, "hints", stopped_in_the_middle)
+    monkeypatch.setattr(database, "run", stopped_in_the_middle)
     monkeypatch.setattr(publisher, "send", sent.extend)
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

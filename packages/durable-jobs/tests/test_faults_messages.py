@@ -8,7 +8,7 @@ from celery import current_app
 from celery.signals import task_failure
 from django.db import connection
 
-from durable_jobs import slices, statements
+from durable_jobs import slices
 from durable_jobs.models import Job
 from tests import tasks
 from tests.conftest import effects, terminate_connections, wait_until
@@ -112,8 +112,8 @@ def test_a_message_that_can_never_be_a_row_is_a_failed_task_to_whoever_listens(j
 
 def test_a_message_goes_back_while_the_table_is_not_there(jobs_db):
     with connection.cursor() as cursor:
-        cursor.execute(f"ALTER TABLE {statements.T} RENAME TO away")
+        cursor.execute("ALTER TABLE durable_jobs_job RENAME TO away")
         try:
             assert trace("x").exc.requeue
         finally:
-            cursor.execute(f"ALTER TABLE away RENAME TO {statements.T}")
+            cursor.execute("ALTER TABLE away RENAME TO durable_jobs_job")

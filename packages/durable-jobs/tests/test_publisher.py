@@ -9,8 +9,7 @@ import pytest
 from django.db import transaction
 
 from durable_jobs import Job
-from durable_jobs.dialect import Hint
-from durable_jobs.publisher import HORIZON_SECONDS, Publisher, groups, publisher
+from durable_jobs.publisher import HORIZON_SECONDS, Hint, Publisher, groups, publisher
 from tests import tasks
 from tests.conftest import wait_until
 

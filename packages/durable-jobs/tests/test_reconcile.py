@@ -3,6 +3,7 @@
 import threading
 from datetime import timedelta
 from io import StringIO
+from unittest.mock import patch
 
 import pytest
 from django.contrib.auth.models import Group
@@ -10,7 +11,8 @@ from django.core.management import CommandError, call_command
 from django.db import connection, transaction
 from django.db.models.functions import Now
 
-from durable_jobs import Job, checks, dialect, reconcilers, statements
+from durable_jobs import Job, attempt, checks, reconcilers, transitions
+from durable_jobs.attempt import Attempt
 from durable_jobs.publisher import publisher
 from durable_jobs.reconcile import fire_timers, unknown_tasks
 from durable_jobs.testing import drain
@@ -28,14 +30,13 @@ def sent(monkeypatch):
 
 
 def claim(job, worker="w/1/1"):
-    found = dialect.run(
-        statements.CLAIM, ids=[job], task=tasks.noop.name, alone=True, worker=worker
-    )
-    return found[0][1] if found else None
+    with patch.object(attempt, "holder", lambda: worker):
+        found = transitions.claim(tasks.noop, [job], alone=True)
+    return found[0].token if found else None
 
 
 def finish(job, token):
-    return dialect.hints(statements.FINISH, ids=[job], tokens=[token], result=None)
+    return transitions.finish([Attempt(tasks.noop, job, token, 1)], wait=True)
 
 
 def new_job(**fields):
@@ -58,22 +59,14 @@ def test_a_stale_token_finishes_fails_and_renews_nothing():
     fire_timers()
     token = claim(job)
     before = Job.objects.values().get()
-    assert finish(job, stale) == []
-    pairs = {"ids": [job], "tokens": [stale]}
-    dialect.run(statements.RENEW, progress=[9], messages=["stale"], **pairs)
-    failure = {
-        "final": True,
-        "max_attempts": 0,
-        "delay": 1,
-        "eta": None,
-        "args": None,
-        "kwargs": None,
-        "queue": None,
-    }
-    assert dialect.hints(statements.FAIL, error="stale", **failure, **pairs) == []
-    assert dialect.hints(statements.RELEASE, delay=0, error=None, **pairs) == []
+    late = Attempt(tasks.noop, job, stale, 1, progress=9, message="stale")
+    assert finish(job, stale) == set()
+    assert transitions.renew([late]) == transitions.still_mine([late]) == set()
+    assert transitions.fail(late, "stale", 1, final=True) is None
+    assert not transitions.release([late])
     assert Job.objects.values().get() == before
-    assert [hint.state for hint in finish(job, token)] == [State.SUCCEEDED]
+    assert finish(job, token) == {job}
+    assert Job.objects.get().state == State.SUCCEEDED
 
 
 def test_a_row_in_an_open_transaction_is_skipped_not_waited_for():

@@ -186,7 +186,7 @@ def test_what_a_cancelled_atomic_job_wrote_is_rolled_back(crew):
 
 
 def test_duplicate_hints_run_a_job_once(crew):
-    from durable_jobs.dialect import Hint
+    from durable_jobs.publisher import Hint
 
     with transaction.atomic():
         job = tasks.write.delay("x")

@@ -11,8 +11,8 @@ from django.db import OperationalError, connection
 from django.db.models.functions import Now
 from kombu.utils.json import dumps
 
-from durable_jobs import Job, dialect, slices, statements
-from durable_jobs.publisher import hint_headers, publisher
+from durable_jobs import Job, database, postgresql, slices
+from durable_jobs.publisher import Hint, hint_headers, publisher
 from tests import tasks
 from tests.conftest import wait_until
 
@@ -33,7 +33,7 @@ def busy(monkeypatch, jobs_db):
     monkeypatch.setattr(slices.recent, "ended", time.monotonic())
     slices.recent.along.clear()
     for task in (tasks.noop, tasks.fail, tasks.write):
-        monkeypatch.setattr(task.__class__, "seconds", 0.001)
+        monkeypatch.setitem(slices.usual_seconds, task.name, 0.001)
     yield
     # The heartbeat thread keeps its connection until it has been idle for a beat.
     wait_until(lambda: others() == 0, 10)
@@ -109,8 +109,7 @@ def test_arguments_that_look_like_kombus_own_types_come_back_as_they_were():
     odd = {"__type__": "no such type", "__value__": 1}
     job = tasks.noop.delay(odd)
     assert (
-        "no such type"
-        in hint_headers([dialect.Hint(job.id, "t", "q", {}, dumps([odd]), "{}")])["argsrepr"]
+        "no such type" in hint_headers([Hint(job.id, "t", "q", {}, dumps([odd]), "{}")])["argsrepr"]
     )
     hint(job)
     assert states() == [State.SUCCEEDED]
@@ -122,7 +121,7 @@ def test_a_hint_that_finds_no_database_ends_quietly_and_a_plain_message_goes_bac
 
     job = tasks.noop.delay()
     task = current_app.tasks[tasks.noop.name]
-    monkeypatch.setattr(dialect, "run", down)
+    monkeypatch.setattr(database, "run", down)
     request = {"durable_jobs": [job.id], "delivery_info": {}}
     assert slices.trace(task, None, job.id, (), {}, request)[2:] == (0.0, slices.NOTHING)
     failed, reason, *_ = slices.trace(task, None, str(uuid4()), (), {}, {"delivery_info": {}})
@@ -169,15 +168,17 @@ def test_only_one_hint_of_a_job_taken_along_is_dropped():
     assert states() == [State.QUEUED, State.SCHEDULED]
 
 
-def test_a_claim_looks_at_no_more_rows_than_it_was_told_to():
+def test_a_claim_looks_at_no_more_rows_than_it_was_told_to(monkeypatch):
     tasks.noop.enqueue_many([[]] * 3000)
     with connection.cursor() as cursor:
-        cursor.execute(f"ANALYZE {statements.T}")
+        cursor.execute("ANALYZE durable_jobs_job")
     first = Job.objects.order_by("pk")[0].pk
     # All the rows after the first one are of another task: there is nothing to find among them.
     Job.objects.exclude(pk=first).update(task="other")
-    plan = dialect.run(
-        f"EXPLAIN (ANALYZE, FORMAT JSON) {statements.CLAIM_ALONG}",
+    explained = f"EXPLAIN (ANALYZE, FORMAT JSON) {postgresql.CLAIM_ALONG}"
+    monkeypatch.setattr(postgresql, "CLAIM_ALONG", explained)
+    plan = database.run(
+        "CLAIM_ALONG",
         ids=[first],
         task=tasks.noop.name,
         alone=False,

@@ -3,7 +3,7 @@
     .delay() -> task.py -> enqueue.py: one row in the caller's transaction (models.py, values.py)
                                | after commit, publisher.py: a hint, which may be lost
                                v
-    worker.py -> slices.py: claim by id -> run.py: run, finish     heartbeat.py: renews the leases
+    worker.py -> slices.py: claim by id -> run.py: run, write, tell     heartbeat.py: renews leases
                                ^
     reconcile.py: every row whose `due_at` has passed: publish, retry, rescue, expire
     reconcilers.py: a job for every object that is not as it should be
@@ -13,7 +13,9 @@
      countdown --> SCHEDULED <---- exception: backoff ----'  | lease over: QUEUED, or DEAD
                     due: publish                           any unfinished, .cancel(): CANCELLED
 
-Every statement is in statements.py; every write of a run carries its token.
+Every arrow is a verb of transitions.py; every write of a run carries its token. From below: conf,
+values, attempt; postgresql and sqlite, database, publisher, transitions; models, heartbeat, run,
+slices; task on top.
 """
 
 from importlib import import_module
@@ -22,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from durable_jobs.exceptions import JobDead, LeaseLost, Permanent, Unsupported
     from durable_jobs.models import Job
-    from durable_jobs.reconcilers import reconciler
+    from durable_jobs.publisher import flush
+    from durable_jobs.reconcilers import enqueue_for, reconciler
     from durable_jobs.task import JobTask
 
 _HOME = {
@@ -32,6 +35,8 @@ _HOME = {
     "LeaseLost": "exceptions",
     "Permanent": "exceptions",
     "Unsupported": "exceptions",
+    "enqueue_for": "reconcilers",
+    "flush": "publisher",
     "reconciler": "reconcilers",
 }
 __all__ = [
@@ -41,6 +46,8 @@ __all__ = [
     "LeaseLost",
     "Permanent",
     "Unsupported",
+    "enqueue_for",
+    "flush",
     "reconciler",
 ]
 

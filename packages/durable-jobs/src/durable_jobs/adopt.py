@@ -10,37 +10,21 @@ from celery.app.task import Context
 from celery.app.trace import TraceInfo, trace_ok_t
 from celery.exceptions import Reject
 from celery.states import FAILURE
-from django.db import InterfaceError, OperationalError, connections
 from kombu.utils.json import dumps
 
-from durable_jobs.conf import conf
+from durable_jobs import transitions
 from durable_jobs.enqueue import Call, call_options
 from durable_jobs.ids import row_id
 
 logger = logging.getLogger("durable_jobs.adopt")
 # What Celery's worker puts beside the headers of a message.
-OF_THE_WORKER = frozenset(
-    [
-        "properties",
-        "reply_to",
-        "correlation_id",
-        "hostname",
-        "delivery_info",
-        "args",
-        "kwargs",
-        "is_eager",
-        "callbacks",
-        "errbacks",
-        "chain",
-        "chord",
-        "loglevel",
-        "logfile",
-        "headers",
-    ]
-)
+OF_THE_WORKER = frozenset((
+    "properties", "reply_to", "correlation_id", "hostname", "delivery_info", "args", "kwargs",
+    "is_eager", "callbacks", "errbacks", "chain", "chord", "loglevel", "logfile", "headers"
+))  # fmt: skip
 
 
-def hand_back(task_id: str) -> Any:
+def requeue(task_id: str) -> Any:
     """Return an outcome that gives the message, which is all there is of the job, back."""
     time.sleep(1)  # or it would come back at once, again and again
     try:
@@ -73,13 +57,5 @@ def adopt(task: Any, task_id: str, args: Any, kwargs: Any, request: dict[str, An
     call.queue = info.get("routing_key") or ""
     headers = {name: value for name, value in request.items() if name not in OF_THE_WORKER}
     call.options = call_options({"timelimit": (), "parent_id": None, **headers}, info)
-    try:
-        call.insert(adopt=True)
-    except (OperationalError, InterfaceError):
-        # CELERY_DB_REUSE_MAX keeps connections that the database may have closed meanwhile.
-        connection = connections[conf.DATABASE]
-        if connection.is_usable():
-            raise
-        connection.close()
-        call.insert(adopt=True)  # changes nothing if the first one was carried out after all
+    transitions.adopt(call.row())
     return job

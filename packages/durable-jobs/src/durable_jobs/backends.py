@@ -26,7 +26,7 @@ from django.core.exceptions import SuspiciousOperation
 from django.utils import timezone
 from django.utils.module_loading import import_string
 
-from durable_jobs import identity
+from durable_jobs import attempt
 from durable_jobs.ids import uuid7
 from durable_jobs.models import Job
 from durable_jobs.slices import NOTHING
@@ -167,7 +167,7 @@ class DjangoTask(JobTask):
             result = new_result(task, UUID(request.id), args, kwargs)
             now = timezone.now()
             update(result, status=TaskResultStatus.RUNNING, started_at=now, last_attempted_at=now)
-            result.worker_ids.append(identity.child())
+            result.worker_ids.append(attempt.holder())
         request.task_result = result
         task_started.send_robust(type(backend), task_result=result)
         context = (TaskContext(task_result=result),) if task.takes_context else ()
@@ -179,7 +179,7 @@ class DjangoTask(JobTask):
             return normalize_json(value)
         except (TypeError, ValueError):
             # The work is done; another attempt would do it again and return the same.
-            self.job.final = True
+            self.job.asked.final = True
             raise
 
     def on_success(self, retval: Any, *_: Any) -> None:

@@ -11,7 +11,6 @@ from django.apps import AppConfig
 from django.conf import settings
 from django.core import checks
 from django.db import connections, router
-from django.utils.module_loading import import_string
 
 from durable_jobs.conf import DEFAULTS, conf
 
@@ -26,7 +25,7 @@ def check_all(app_configs: Sequence[AppConfig] | None = None, **_: Any) -> list[
     """Return everything that is wrong, not only the first."""
     if wrong := check_types():
         return wrong
-    rules = (check_names, check_may_see, check_database, check_timing, check_celery)
+    rules = (check_names, check_database, check_timing, check_celery)
     return [message for rule in rules for message in rule()]
 
 
@@ -65,20 +64,6 @@ def wrong_type(name: str, value: Any, wanted: str) -> Message:
     return checks.Error(
         f"{name} is {value!r}.", hint=f"It must be {wanted}.", id="durable_jobs.E007"
     )
-
-
-def check_may_see() -> list[Message]:
-    try:
-        import_string(conf.MAY_SEE)
-    except ImportError as error:
-        return [
-            checks.Error(
-                f"DURABLE_JOBS['MAY_SEE'] cannot be imported: {error}.",
-                hint="It must be the dotted path of a function of the request and the job.",
-                id="durable_jobs.E010",
-            )
-        ]
-    return []
 
 
 def check_database() -> list[Message]:

@@ -35,8 +35,6 @@ DEFAULTS: dict[str, Any] = {
     "PUBLISH_BACKLOG": 100_000,
     "PUBLISH_FLUSH": 2.0,
     "DATABASE": "default",
-    # Who may see the progress of a job: a function of the request and the job.
-    "MAY_SEE": "durable_jobs.views.staff_may_see",
 }
 
 

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import partial
 from typing import Any, Self
 from uuid import UUID
 
@@ -18,37 +17,17 @@ from django.contrib.contenttypes.models import ContentType
 from django.db import connections, models, transaction
 from kombu.utils.json import dumps
 
-from durable_jobs import dialect, statements
+from durable_jobs import transitions
+from durable_jobs.attempt import State
 from durable_jobs.conf import conf
-from durable_jobs.dialect import Hint
-from durable_jobs.models import Job
-from durable_jobs.publisher import publisher
+from durable_jobs.publisher import Hint
 
 # Headers Celery writes itself at each publication; everything else belongs to the call.
-OWN_HEADERS = frozenset(
-    [
-        "lang",
-        "task",
-        "id",
-        "shadow",
-        "eta",
-        "expires",
-        "group",
-        "group_index",
-        "retries",
-        "timelimit",
-        "root_id",
-        "parent_id",
-        "argsrepr",
-        "kwargsrepr",
-        "origin",
-        "ignore_result",
-        "replaced_task_nesting",
-        "stamped_headers",
-        "stamps",
-    ]
-)
-COLUMNS = "id task args kwargs queue options key owner_type_id owner_id max_attempts state due_at"
+OWN_HEADERS = frozenset((
+    "lang", "task", "id", "shadow", "eta", "expires", "group", "group_index", "retries",
+    "timelimit", "root_id", "parent_id", "argsrepr", "kwargsrepr", "origin", "ignore_result",
+    "replaced_task_nesting", "stamped_headers", "stamps"
+))  # fmt: skip
 
 
 @dataclass
@@ -70,31 +49,28 @@ class Call:
     queue: str = ""
     options: dict[str, Any] = field(default_factory=dict)
 
-    def insert(self, *, adopt: bool = False) -> UUID:
-        """Write the row and return its id, or that of the live job that holds the key."""
-        statement = statements.INSERT
-        if adopt:
-            statement = statements.ADOPT
-        elif self.key is not None:
-            statement = statements.UPSERT if self.rerun else statements.UPSERT_ONCE
-        waits = self.delay > 0 or self.eta is not None
+    @property
+    def waits(self) -> bool:
+        return self.delay > 0 or self.eta is not None
+
+    def row(self) -> dict[str, Any]:
+        """Return the columns, and the spans from which the database makes its times."""
         owner_type, owner_id = owner_columns(self.owner)
-        found = dialect.run(
-            statement,
-            **vars(self)
-            | {
-                "options": dumps(self.options) if self.options else "{}",
-                "state": Job.State.SCHEDULED.value if waits else Job.State.QUEUED.value,
-                # A queued job is due when its hint must have been lost.
-                "delay": self.delay if waits else conf.REPUBLISH,
-                "owner_type": owner_type,
-                "owner_id": owner_id,
-            },
-        )
-        if found:
-            self.id = dialect.uuid(found[0][0])
-        if not adopt and self.eta is None:
-            hint_on_commit([self.hint()], self.delay)
+        return vars(self) | {
+            "options": dumps(self.options) if self.options else "{}",
+            "state": (State.SCHEDULED if self.waits else State.QUEUED).value,
+            # A queued job is due when its hint must have been lost.
+            "delay": self.delay if self.waits else conf.REPUBLISH,
+            "owner_type": owner_type,
+            "owner_id": owner_id,
+        }
+
+    def insert(self) -> UUID:
+        """Write the row and return its id, or that of the live job that holds the key."""
+        by_key = "UPSERT" if self.rerun else "UPSERT_ONCE"
+        self.id = transitions.enqueue(self.row(), "INSERT" if self.key is None else by_key)
+        if self.eta is None:
+            transitions.hint_on_commit([self.hint()], self.delay)
         return self.id
 
     def hint(self) -> Hint:
@@ -172,32 +148,6 @@ def owner_columns(owner: models.Model | None) -> tuple[int | None, str | None]:
     return ContentType.objects.get_for_model(owner).pk, str(owner.pk)
 
 
-class _Commit(list[Hint]):
-    """The hints of one transaction, or of one savepoint of it."""
-
-    def __call__(self) -> None:
-        publisher.send(self)
-
-
-def hint_on_commit(hints: Sequence[Hint], delay: float = 0) -> None:
-    """Hand hints to the publisher after the commit, with one callback per transaction."""
-    connection = connections[conf.DATABASE]
-    send = partial(publisher.later, hints, delay) if delay > 0 else partial(publisher.send, hints)
-    if not connection.in_atomic_block:
-        send()
-        return
-    if delay > 0:
-        transaction.on_commit(send, using=conf.DATABASE, robust=True)
-        return
-    if connection.run_on_commit:
-        savepoints, callback = connection.run_on_commit[-1][:2]
-        # Only within one savepoint: its rollback drops the callback, and others' hints with it.
-        if isinstance(callback, _Commit) and savepoints == set(connection.savepoint_ids):
-            callback.extend(hints)
-            return
-    transaction.on_commit(_Commit(hints), using=conf.DATABASE, robust=True)
-
-
 def insert_many(calls: Sequence[Call]) -> list[UUID]:
     """Write many calls of one task: with COPY on PostgreSQL; those with a key one by one, in order.
 
@@ -209,31 +159,13 @@ def insert_many(calls: Sequence[Call]) -> list[UUID]:
         with transaction.atomic(using=using):
             for call in sorted(calls, key=lambda call: call.key or ""):
                 call.insert()
-        return [call.id for call in calls]
-    _copy(calls)
-    hint_on_commit([call.hint() for call in calls], calls[0].delay if calls else 0)
+    elif calls:
+        first = calls[0].row()  # all have the same delay, that of one call of enqueue_many
+        transitions.enqueue_many([call.row() for call in calls], first["delay"])
+        transitions.hint_on_commit([call.hint() for call in calls], calls[0].delay)
     return [call.id for call in calls]
 
 
 def _alone(call: Call) -> bool:
-    """Return whether the call needs what COPY does not do."""
+    """Return whether the call needs what a bulk insert does not do."""
     return bool(call.key or call.eta or call.expires_at or call.expires is not None)
-
-
-def _copy(calls: Sequence[Call]) -> None:
-    connection = connections[conf.DATABASE]
-    columns = ", ".join(COLUMNS.split())
-    clock = f"SELECT {dialect.spell('<soon delay>', 'postgresql')}"
-    dues: dict[float, datetime] = {}
-    with connection.cursor() as cursor:
-        for delay in {call.delay for call in calls}:
-            cursor.execute(clock, {"delay": delay or conf.REPUBLISH})
-            dues[delay] = cursor.fetchone()[0]
-        # Before COPY begins: the first use of an owner's model asks for its content type.
-        owners = [owner_columns(call.owner) for call in calls]
-        with cursor.copy(f"COPY {statements.T} ({columns}) FROM STDIN") as copy:
-            for call, owner in zip(calls, owners, strict=True):
-                state = "scheduled" if call.delay else "queued"
-                options = dumps(call.options) if call.options else "{}"
-                row = (call.id, call.task, call.args, call.kwargs, call.queue, options, None)
-                copy.write_row((*row, *owner, call.max_attempts, state, dues[call.delay]))

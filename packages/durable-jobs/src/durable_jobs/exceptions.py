@@ -12,7 +12,11 @@ class LeaseLost(Exception):  # noqa: N818
 
 
 class NotYet(Exception):  # noqa: N818
-    """The task found that it is too early: the pause in seconds, and why."""
+    """It is too early for this job, or this worker: it comes back in `pause` seconds."""
+
+    def __init__(self, pause: float, why: str) -> None:
+        super().__init__(why)
+        self.pause = pause
 
 
 class JobDead(Exception):  # noqa: N818

@@ -5,7 +5,6 @@ moved it. It is set exactly while the job is unfinished. `token` grows with each
 later write of the run carries it, so a run that lost its job can change nothing.
 """
 
-from datetime import timedelta
 from functools import reduce
 from operator import or_
 from typing import Any, Self
@@ -14,11 +13,13 @@ from django.contrib.contenttypes.fields import GenericForeignKey
 from django.contrib.contenttypes.models import ContentType
 from django.db import models
 from django.db.models import F, Q
-from django.db.models.functions import Cast, Coalesce, Now, RowNumber
+from django.db.models.functions import Now
 
-from durable_jobs import dialect
-from durable_jobs.conf import conf
+from durable_jobs import transitions
+from durable_jobs.attempt import State
+from durable_jobs.database import ago
 from durable_jobs.ids import uuid7
+from durable_jobs.transitions import OVER, backs_off
 
 # A bulk retry may not become the next outage: more than RETRY_AT_ONCE jobs start at this pace.
 RETRY_AT_ONCE = 100
@@ -59,7 +60,7 @@ class JobQuerySet(models.QuerySet["Job"]):
 
     def overdue(self, seconds: float) -> Self:
         """Return jobs whose timer fired that long ago: the loop lags, or does not run."""
-        return self.filter(due_at__lt=Now() - timedelta(seconds=seconds))
+        return self.filter(due_at__lt=ago(seconds))
 
     def among(self, *selections: models.QuerySet[Any]) -> Self:
         """Return the jobs that one of these queries selects, which may be slices."""
@@ -67,9 +68,7 @@ class JobQuerySet(models.QuerySet["Job"]):
 
     def cancel(self, reason: str = "cancelled") -> int:
         """Finish unfinished jobs; a run in progress is fenced off at its next write."""
-        return self.unfinished().update(
-            state=Job.State.CANCELLED, due_at=None, finished_at=Now(), error=reason
-        )
+        return transitions.cancel(self, reason)
 
     @staticmethod
     def pace(jobs: int) -> float:
@@ -82,60 +81,19 @@ class JobQuerySet(models.QuerySet["Job"]):
         They start spread over that many seconds, also those that have expired. A job whose key is
         held by a live one stays as it is: that one does its work.
         """
-        over = [Job.State.DEAD, Job.State.CANCELLED]
-        backs_off = Q(state=Job.State.SCHEDULED, attempts__gt=0)
         if spread is None:
-            spread = self.pace(self.filter(backs_off | Q(state__in=over)).count())
-        start = dialect.spread(spread) if spread else Now()
-        paused = self.filter(backs_off).order_by()
-        # The states once more: a row may have changed while the update waited for its lock.
-        hurried = Job.objects.filter(backs_off, pk__in=paused.values("pk")).update(
-            due_at=start, expires_at=None
-        )
-        taken = Job.objects.unfinished().filter(
-            task=models.OuterRef("task"), key=models.OuterRef("key")
-        )
-        jobs = self.filter(state__in=over)
-        # One job for each key, or the unique index would refuse them all.
-        newest = models.Window(
-            RowNumber(),
-            partition_by=["task", Coalesce("key", Cast("pk", models.CharField()))],
-            order_by=F("pk").desc(),
-        )
-        jobs = jobs.filter(~models.Exists(taken)).order_by()
-        chosen = jobs.annotate(nth=newest).filter(nth=1)
-        return hurried + Job.objects.filter(pk__in=chosen.values("pk"), state__in=over).update(
-            state=Job.State.SCHEDULED,
-            due_at=start,
-            finished_at=None,
-            expires_at=None,
-            attempts=0,
-            dirty=False,
-        )
+            spread = self.pace(self.filter(backs_off() | Q(state__in=OVER)).count())
+        return transitions.retry(self, spread)
 
     def prune(self, batch: int = 10_000) -> int:
         """Delete finished jobs past their retention, `batch` at a time: no lock is held long."""
-        old = self.filter(
-            Q(finished_at__lt=Now() - timedelta(seconds=conf.RETENTION_DEAD))
-            | Q(finished_at__lt=Now() - timedelta(seconds=conf.RETENTION))
-            & ~Q(state=Job.State.DEAD)
-        ).order_by("finished_at")
-        total = 0
-        while pks := list(old.values_list("pk", flat=True)[:batch]):
-            total += self.model.objects.filter(pk__in=pks, due_at=None)._raw_delete(self.db)
-        return total
+        return transitions.prune(self, batch)
 
 
 class Job(models.Model):
     """One call of a task, from the transaction that asked for it to its end."""
 
-    class State(models.TextChoices):
-        SCHEDULED = "scheduled"
-        QUEUED = "queued"
-        RUNNING = "running"
-        SUCCEEDED = "succeeded"
-        DEAD = "dead"
-        CANCELLED = "cancelled"
+    State = State
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
     task = models.CharField(max_length=200)
@@ -186,6 +144,13 @@ class Job(models.Model):
                 condition=Q(finished_at__isnull=False),
             ),
             models.Index("finished_at", name="durable_job_dead", condition=Q(state="dead")),
+            # Whose child dies, or who stops, finds the few jobs it holds; also by a prefix.
+            models.Index(
+                fields=["worker"],
+                name="durable_job_worker",
+                condition=Q(state="running"),
+                opclasses=["varchar_pattern_ops"],
+            ),
         ]
         constraints = [
             models.UniqueConstraint(

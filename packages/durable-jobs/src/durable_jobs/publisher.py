@@ -14,13 +14,16 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
+from uuid import UUID
 
 from celery import current_app
 from celery.utils.nodenames import anon_nodename
+from django.conf import settings
+from kombu import Queue
 
 from durable_jobs.conf import conf
-from durable_jobs.dialect import Hint, decode
+from durable_jobs.values import decode
 
 logger = logging.getLogger("durable_jobs.publisher")
 # Two messages at least, so that an idle worker can start beside a busy one. A worker that finds the
@@ -43,6 +46,19 @@ EMPTY_BODY: tuple[list[Any], dict[str, Any], dict[str, None]] = (
 )
 
 
+class Hint(NamedTuple):
+    """What a wake-up message needs to know of a job; `args` and `kwargs` are JSON."""
+
+    id: UUID
+    task: str
+    queue: str
+    options: dict[str, Any]
+    args: str
+    kwargs: str
+    attempts: int = 0
+    state: str = "queued"
+
+
 class Publisher:
     """One per process; `send` is all a caller sees, and it only appends to a queue."""
 
@@ -51,7 +67,9 @@ class Publisher:
 
     def reset(self) -> None:
         """Start anew, as a forked child must: its parent's thread and connection are not its."""
-        self.hints: deque[Hint] = deque(maxlen=conf.PUBLISH_BACKLOG if self._configured() else None)
+        self.hints: deque[Hint] = deque(
+            maxlen=conf.PUBLISH_BACKLOG if settings.configured else None
+        )
         self.timers: list[tuple[float, int, Hint]] = []
         self.numbers = count()
         self.wake = threading.Event()
@@ -62,12 +80,6 @@ class Publisher:
         self.failures = 0
         self.process = os.getpid()
         self.producer: Any = None
-
-    @staticmethod
-    def _configured() -> bool:
-        from django.conf import settings
-
-        return bool(settings.configured)
 
     def send(self, hints: Iterable[Hint]) -> None:
         """Take hints of committed jobs; never waits, never raises, drops the oldest when full."""
@@ -202,6 +214,11 @@ class Publisher:
         return app.amqp.Producer(connection, auto_declare=False)
 
 
+def flush(seconds: float | None = None) -> bool:
+    """Wait until this process has sent its hints, at most `seconds`; return whether it has."""
+    return publisher.flush(seconds)
+
+
 def groups(hints: Iterable[Hint]) -> Iterator[list[Hint]]:
     """Return the hints that may share a message; a job that failed before travels alone."""
     kinds: dict[tuple[Any, ...], list[Hint]] = {}
@@ -223,7 +240,7 @@ def groups(hints: Iterable[Hint]) -> Iterator[list[Hint]]:
 
 def _publish(producer: Any, hints: Sequence[Hint]) -> None:
     first = hints[0]
-    queue = current_app.amqp.queues.get(first.queue) or _undeclared(first.queue)
+    queue = current_app.amqp.queues.get(first.queue) or Queue(first.queue)
     direct = queue.exchange.type == "direct"
     priority = first.options.get("priority")
     producer.publish(
@@ -238,12 +255,6 @@ def _publish(producer: Any, hints: Sequence[Hint]) -> None:
         correlation_id=str(first.id),
         **({} if priority is None else {"priority": priority}),
     )
-
-
-def _undeclared(name: str) -> Any:
-    from kombu import Queue
-
-    return Queue(name)
 
 
 def hint_headers(hints: Sequence[Hint]) -> dict[str, Any]:

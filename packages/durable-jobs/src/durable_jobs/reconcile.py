@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from celery import current_app
 from django.utils.module_loading import import_string
 
-from durable_jobs import dialect, reconcilers, statements
+from durable_jobs import reconcilers, transitions
+from durable_jobs.database import ago
 from durable_jobs.models import Job
-from durable_jobs.publisher import publisher
+from durable_jobs.publisher import Hint
 
 logger = logging.getLogger("durable_jobs.reconcile")
 BATCH = 1000
@@ -57,17 +58,16 @@ def fire_timers() -> Counter[str]:
     """Act on all rows that are due and publish hints for those that are to run."""
     moved: Counter[str] = Counter()
     while True:
-        hints = dialect.hints(statements.DUE, limit=BATCH)
+        hints = transitions.fire(BATCH)
         moved.update(hint.state for hint in hints)
         for hint in hints:
             if hint.state == Job.State.DEAD:
                 report_dead(hint)
-        publisher.send(hint for hint in hints if hint.state == Job.State.QUEUED)
         if len(hints) < BATCH:
             return moved
 
 
-def report_dead(hint: dialect.Hint) -> None:
+def report_dead(hint: Hint) -> None:
     about = {"task": hint.task, "task_id": str(hint.id), "queue": hint.queue}
     text = "durable_jobs: %s[%s] is dead: its workers died"
     logger.error(text, hint.task, hint.id, extra=about)
@@ -76,7 +76,7 @@ def report_dead(hint: dialect.Hint) -> None:
 def unknown_tasks() -> dict[str, int]:
     """Return how many jobs have waited for a day for a task this project does not know."""
     waiting = Job.objects.unfinished().filter(
-        created_at__lt=dialect.ago(UNKNOWN_AFTER_SECONDS), state=Job.State.QUEUED
+        created_at__lt=ago(UNKNOWN_AFTER_SECONDS), state=Job.State.QUEUED
     )
     names = Counter(waiting.values_list("task", "options__via")[:10_000])
     return {

@@ -21,9 +21,8 @@ from django.contrib.contenttypes.models import ContentType
 from django.db.models import CharField, Exists, Model, OuterRef, Q, QuerySet, Value
 from django.db.models.functions import Cast, Concat
 
-from durable_jobs import dialect
 from durable_jobs.conf import conf
-from durable_jobs.heartbeat import LockedError, brief_locks
+from durable_jobs.database import LockedError, ago, brief_locks
 from durable_jobs.models import Job
 
 logger = logging.getLogger("durable_jobs.reconcilers")
@@ -58,8 +57,8 @@ class Reconciler:
         # A task that succeeds and changes nothing comes again each tick, not in a hot loop.
         rests = Job.objects.filter(
             Q(state__in=[Job.State.DEAD, Job.State.CANCELLED])
-            & Q(finished_at__gt=dialect.ago(self.resync.total_seconds()))
-            | Q(finished_at__gt=dialect.ago(conf.TICK)),
+            & Q(finished_at__gt=ago(self.resync.total_seconds()))
+            | Q(finished_at__gt=ago(conf.TICK)),
             task=self.task.name,
             owner_type=owner_type,
             owner_id=pk,

@@ -14,10 +14,10 @@ from celery.exceptions import TimeoutError as ResultTimeout
 from celery.result import AsyncResult, assert_will_not_block
 from kombu.utils.json import dumps
 
-from durable_jobs import dialect
 from durable_jobs.exceptions import JobDead
 from durable_jobs.ids import row_id
 from durable_jobs.models import Job
+from durable_jobs.values import decode
 
 STATES = {
     Job.State.SCHEDULED: states.PENDING,
@@ -33,7 +33,7 @@ POLL_MAX_SECONDS = 0.5
 
 def _value(stored: Any) -> Any:
     """Return a result as it was, with the dates and decimals that JSON has no words for."""
-    return dialect.decode(dumps(stored)) if isinstance(stored, dict | list) else stored
+    return decode(dumps(stored)) if isinstance(stored, dict | list) else stored
 
 
 class JobResult(AsyncResult):

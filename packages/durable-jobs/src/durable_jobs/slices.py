@@ -16,16 +16,13 @@ from uuid import UUID
 from celery.app.trace import trace_ok_t
 from celery.utils.saferepr import saferepr
 from django.db import Error, InterfaceError, OperationalError, ProgrammingError, connections
-from kombu.utils.json import dumps
 
-from durable_jobs import dialect, identity, statements
-from durable_jobs.adopt import adopt, hand_back, refuse
+from durable_jobs import run, transitions
+from durable_jobs.adopt import adopt, refuse, requeue
+from durable_jobs.attempt import Attempt, running
 from durable_jobs.conf import conf
-from durable_jobs.current import running
-from durable_jobs.dialect import Hint
 from durable_jobs.heartbeat import heartbeat
-from durable_jobs.publisher import publisher
-from durable_jobs.run import Run, give_back
+from durable_jobs.publisher import Hint, publisher
 
 logger = logging.getLogger("durable_jobs.slices")
 # How long after its last job a worker counts as busy, and how many jobs it may know ahead.
@@ -41,20 +38,22 @@ class Recent(threading.local):
         self.ended = 0.0
         # Jobs claimed before their hints came, each hint of which may be dropped unread, once: a
         # job that has to run again after all is published again by the loop.
-        self.along: OrderedDict[UUID, None] = OrderedDict()
+        self.along: OrderedDict[UUID, bool] = OrderedDict()
 
-    def remember(self, runs: Iterable[Run]) -> None:
+    def remember(self, runs: Iterable[Attempt]) -> None:
         for mine in runs:
-            self.along[mine.id] = None
+            self.along[mine.id] = True
         while len(self.along) > ALONG_KEPT:
             self.along.popitem(last=False)
 
     def knows(self, job: UUID) -> bool:
         """Return whether the hint is of a job claimed along, and forget it."""
-        return self.along.pop(job, self) is None
+        return self.along.pop(job, False)
 
 
 recent = Recent()
+# By task, how long a run takes in this process: a moving average, by which slices are sized.
+usual_seconds: dict[str, float] = {}
 
 
 class Slice:
@@ -66,7 +65,7 @@ class Slice:
         self.request = request
         self.queue = (request.get("delivery_info") or {}).get("routing_key") or ""
         self.unclaimed = deque(job for job in map(UUID, ids) if not recent.knows(job))
-        self.claimed: deque[Run] = deque()
+        self.claimed: deque[Attempt] = deque()
         self.several = False
         self.lock = threading.Lock()
         self.started = 0.0
@@ -93,7 +92,7 @@ class Slice:
         finally:
             heartbeat.unwatch(self)
             if self.claimed or self.unclaimed:  # the process is on its way out
-                self._surrender()
+                self._release()
             if self.several:
                 heartbeat.flush()
             recent.ended = time.monotonic()
@@ -105,16 +104,16 @@ class Slice:
             self.several = True
             heartbeat.watch(self)
 
-    def _next(self) -> Run | None:
+    def _next(self) -> Attempt | None:
         if self.several and time.monotonic() > self.until:
-            self._surrender()
+            self._release()
         with self.lock:
             self.started = time.monotonic()
             if self.claimed:
                 return self.claimed.popleft()
         size = self._size()
-        if size == 1 and self.task.seconds is not None:
-            self._surrender(keep=1)
+        if size == 1 and self.task.name in usual_seconds:
+            self._release(keep=1)
         while True:
             with self.lock:
                 chunk = [self.unclaimed.popleft() for _ in range(min(size, len(self.unclaimed)))]
@@ -127,7 +126,7 @@ class Slice:
                 if self.claimed:
                     return self.claimed.popleft()
 
-    def _claim(self, chunk: list[UUID], size: int) -> list[Run]:
+    def _claim(self, chunk: list[UUID], size: int) -> list[Attempt]:
         # Only a busy worker looks for more: the first job after a pause starts sooner without.
         busy = time.monotonic() - recent.ended < BUSY_SECONDS
         more = size - len(chunk)
@@ -139,30 +138,29 @@ class Slice:
         return runs
 
     def _size(self) -> int:
-        if self.task.seconds is None or not self.task.slices:
+        usual = usual_seconds.get(self.task.name)
+        if usual is None or not self.task.slices:
             return 1
-        fit = int(conf.SLICE_SECONDS / max(self.task.seconds, 1e-5))
+        fit = int(conf.SLICE_SECONDS / max(usual, 1e-5))
         return max(1, min(int(conf.SLICE_MAX), fit))
 
-    def _trace(self, mine: Run) -> Any:
+    def _trace(self, mine: Attempt) -> Any:
         begin = time.monotonic()
         try:
             with running(mine):
                 outcome = self.tracer(str(mine.id), mine.args, mine.kwargs, self._request(mine))
                 if not mine.entered:
-                    mine.not_entered(outcome.retval)
+                    run.not_entered(mine, outcome.retval)
                 return outcome
         finally:
             if not mine.ending:
                 heartbeat.drop(mine)
             took = time.monotonic() - begin
-            before = self.task.seconds
+            before = usual_seconds.get(self.task.name, 0.0)
             # Slow at once, fast by and by: one long run is a reason to be careful.
-            type(self.task).seconds = (
-                took if before is None or took > before else (3 * before + took) / 4
-            )
+            usual_seconds[self.task.name] = max(took, (3 * before + took) / 4)
 
-    def _request(self, mine: Run) -> dict[str, Any]:
+    def _request(self, mine: Attempt) -> dict[str, Any]:
         options = mine.options
         job = str(mine.id)
         return {
@@ -180,12 +178,12 @@ class Slice:
             **options.get("headers", {}),
         }
 
-    def surrender_if_slow(self, patience: float) -> None:
+    def release_if_slow(self, patience: float) -> None:
         """Give the jobs not yet started to others, when the current one holds them up."""
         if time.monotonic() - self.started > patience:
-            self._surrender()
+            self._release()
 
-    def _surrender(self, keep: int = 0) -> None:
+    def _release(self, keep: int = 0) -> None:
         with self.lock:
             runs = list(self.claimed)
             self.claimed.clear()
@@ -194,62 +192,27 @@ class Slice:
         for mine in runs:
             heartbeat.drop(mine)
         info = self.request.get("delivery_info") or {}
-        options = {
-            "priority": info.get("priority"),
-            "timelimit": self.request.get("timelimit"),
-            "via": self.task.via,
-        }
+        options = {"priority": info.get("priority"), "timelimit": self.request.get("timelimit")}
+        options["via"] = self.task.via
         name = self.task.name
         publisher.send([Hint(job, name, self.queue, options, "[]", "{}") for job in rest])
         if runs:
-            give_back(runs)
+            transitions.release(runs)
 
 
-def claim(
-    task: Any,
-    ids: list[UUID],
-    *,
-    alone: bool = False,
-    along: int = 0,
-    queue: str = "",
-    limits: Iterable[float | None] = (),
-) -> list[Run]:
-    """Take those jobs that are free, in one statement, and keep them alive from now on.
-
-    `along` looks at so many jobs enqueued after the last of them, and takes those of the same task,
-    queue and time limits. `alone` takes jobs that failed before, too.
-    """
-    connection = connections[conf.DATABASE]
-    statement = statements.CLAIM
-    if along and connection.vendor == "postgresql":
-        statement = statements.CLAIM_ALONG
-    params = {
-        "ids": ids,
-        "task": task.name,
-        "alone": alone,
-        "worker": identity.child(),
-        "after": max(ids),
-        "along": along,
-        "queue": queue,
-        "limits": dumps(list(limits)) if any(limits) else None,
-    }
-    found = dialect.run_anew(statement, **params)
+def claim(task: Any, ids: list[UUID], **how: Any) -> list[Attempt]:
+    """Take those jobs that are free, and keep them alive from now on."""
+    runs = transitions.claim(task, ids, **how)
     for other in connections.all(initialized_only=True):
-        if other is not connection:
+        if other.alias != conf.DATABASE:
             other.close_if_unusable_or_obsolete()
-    runs = [Run(task, dialect.uuid(job), *columns) for job, *columns in found]
     if runs:
         heartbeat.add(runs)
-    return sorted(runs, key=lambda run: run.id)
+    return runs
 
 
 def trace(
-    task: Any,
-    tracer: Any,
-    task_id: str,
-    args: Any,
-    kwargs: Any,
-    request: dict[str, Any],
+    task: Any, tracer: Any, task_id: str, args: Any, kwargs: Any, request: dict[str, Any]
 ) -> Any:
     """What the worker calls instead of Celery's tracer, which runs each job of the hint."""
     ids = request.pop("durable_jobs", None)
@@ -261,7 +224,7 @@ def trace(
         except (OperationalError, InterfaceError, ProgrammingError):
             # The database is away, or its table not migrated yet.
             logger.exception("durable_jobs: no row can be made of message %s yet", task_id)
-            return hand_back(task_id)
+            return requeue(task_id)
         except (Error, TypeError, ValueError) as error:  # it would come back for ever
             return refuse(task, task_id, args, kwargs, request, error)
     try:

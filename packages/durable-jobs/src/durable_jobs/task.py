@@ -16,7 +16,8 @@ from celery.exceptions import Retry
 from celery.utils.functional import head_from_fun
 from django.db import models
 
-from durable_jobs import current, run, slices, worker  # noqa: F401 - worker connects its signals
+from durable_jobs import attempt, run, slices, worker  # noqa: F401 - worker connects its signals
+from durable_jobs.attempt import Attempt
 from durable_jobs.canvas import JobSignature
 from durable_jobs.conf import conf
 from durable_jobs.enqueue import Call, RowProducer, TemplateProducer, insert_many
@@ -59,8 +60,6 @@ class JobTask(DjangoTask):
     via: str | None = None
 
     _tracer: Tracer | None = None
-    #: Moving average of how long a run takes in this process; decides how many are claimed at once.
-    seconds: float | None = None
 
     @classmethod
     def on_bound(cls, app: Any) -> None:
@@ -103,14 +102,14 @@ class JobTask(DjangoTask):
         return slices.trace(self, self._tracer, uuid, args, kwargs, request)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if (mine := current.current(self.request.id)) and not mine.entered:
-            return mine.perform(args, kwargs)
+        if (mine := attempt.current(self.request.id)) and not mine.entered:
+            return run.perform(mine, args, kwargs)
         return super().__call__(*args, **kwargs)
 
     @property
-    def job(self) -> "run.Run":
+    def job(self) -> Attempt:
         """The job being run: id, key for idempotency, fencing token, `checkpoint()`."""
-        return current.of(self) or run.unclaimed(self)
+        return attempt.of(self) or attempt.unclaimed(self)
 
     def AsyncResult(self, task_id: str, **kwargs: Any) -> Any:  # noqa: N802 - Celery's name
         if not self.durable:
@@ -216,30 +215,31 @@ class JobTask(DjangoTask):
 
         Of the call's other options only `queue` can be changed.
         """
-        mine = current.of(self)
+        mine = attempt.of(self)
         if mine is None:
             return super().retry(args, kwargs, exc, throw, eta, countdown, max_retries, **options)
         self._refuse(**options)
-        mine.queue = options.pop("queue", None)
+        asked = mine.asked
+        asked.queue = options.pop("queue", None)
         if options:
             logger.warning(
                 "durable_jobs: retry of %s keeps the call's %s", mine, ", ".join(options)
             )
-        limit = mine.retries(self) if max_retries is None else max_retries
+        limit = self._retries(mine) if max_retries is None else max_retries
         if limit is not None and mine.attempts > limit:
-            mine.final = True
+            asked.final = True
             self._give_up(exc, limit)
         if eta is None and countdown is None:
             countdown = self.default_retry_delay
+        when = instant(eta) or span(self.name, "countdown", countdown)
         args, kwargs = merged(self.run, (mine.args, mine.kwargs), args, kwargs)
-        mine.asked = Retry(exc=exc, when=instant(eta) or span(self.name, "countdown", countdown))
-        mine.replacement = [
+        asked.args, asked.kwargs = (
             None if new is None else encode(self.name, new) for new in (args, kwargs)
-        ]
-        mine.raised_limit = attempts(limit)
+        )
+        asked.retry, asked.limit = Retry(exc=exc, when=when), attempts(limit)
         if throw:
-            raise mine.asked
-        return mine.asked
+            raise asked.retry
+        return asked.retry
 
     def signature(self, args: Any = None, *more: Any, **options: Any) -> Any:
         """Return a signature that refuses a place in a canvas where the job could be lost."""
@@ -258,6 +258,13 @@ class JobTask(DjangoTask):
     def replace(self, sig: Any) -> NoReturn:
         """Refused: the job's id, and with it its row, cannot be another task's."""
         raise Unsupported(self.name, "replace()")
+
+    def _retries(self, mine: Attempt) -> int | None:
+        """Return how many retries the call, or else the task, allows; None is no limit."""
+        if mine.max_attempts == self.max_attempts:
+            limit: int | None = self.max_retries
+            return limit
+        return None if mine.max_attempts >= UNBOUNDED else mine.max_attempts - 1
 
     def _give_up(self, exc: BaseException | None, limit: int) -> NoReturn:
         if exc is not None:

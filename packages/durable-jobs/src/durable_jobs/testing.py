@@ -11,6 +11,7 @@ from celery import current_app
 from celery.app.trace import build_tracer
 from django.db.models.functions import Now
 
+from durable_jobs import transitions
 from durable_jobs.heartbeat import heartbeat
 from durable_jobs.models import Job
 from durable_jobs.reconcilers import run_all
@@ -30,11 +31,7 @@ def drain(*, everything: bool = False, reconcile: bool = False, limit: int = 100
         if attempts == limit:
             raise AssertionError(f"{limit} attempts and still jobs to do: {job}")
         task = current_app.tasks[job.task]
-        request: dict[str, Any] = {
-            "id": str(job.pk),
-            "is_eager": True,
-            "delivery_info": {},
-        }
+        request: dict[str, Any] = {"id": str(job.pk), "is_eager": True, "delivery_info": {}}
         with heartbeat.by_hand():
             Slice(task, _tracer(task), request, [str(job.pk)]).work()
         attempts += 1
@@ -48,7 +45,7 @@ def _next(everything: bool) -> Job | None:
     queued = waiting.filter(state=Job.State.QUEUED).order_by("pk").first()
     job = queued or waiting.filter(due_at__lte=Now()).first()
     if job is None and everything and (job := waiting.first()):
-        Job.objects.filter(pk=job.pk, state=Job.State.SCHEDULED).update(due_at=Now())
+        transitions.hasten(Job.objects.filter(pk=job.pk))
     return job
 
 

@@ -3,14 +3,16 @@
 import inspect
 import json
 import re
+import sysconfig
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
+from os.path import dirname
 from typing import Any
 
 from django.db import models
 from django.utils import timezone
-from kombu.utils.json import dumps
+from kombu.utils.json import dumps, loads
 
 from durable_jobs.conf import conf
 
@@ -20,6 +22,8 @@ UNBOUNDED = 32_767
 # PostgreSQL stores no NUL character; a backslash before it would make it other text.
 NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 Arguments = tuple[Any, Any]
+# Where the code of other people is, and ours.
+LIBRARIES = (*map(sysconfig.get_path, ("stdlib", "purelib", "platlib")), dirname(__file__))
 
 
 def checked_key(task: str, key: str | None) -> str | None:
@@ -48,6 +52,23 @@ def describe(error: BaseException) -> str:
         return text
     half = conf.ERROR_MAX_CHARS // 2 - 10
     return f"{text[:half]}\n[...]\n{text[-half:]}"
+
+
+def place(error: BaseException) -> str:
+    """Return `file:line in function` where it was raised, in code that is not a library's."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith(LIBRARIES)]
+    if not (found := own or frames):
+        return "an unknown place"
+    return f"{found[-1].filename}:{found[-1].lineno} in {found[-1].name}"
+
+
+def decode(text: str) -> Any:
+    """Return what was encoded; a caller's own `__type__`, which says nothing to Kombu, as it is."""
+    try:
+        return loads(text)
+    except Exception:  # whatever a registered decoder makes of it
+        return json.loads(text)
 
 
 def encode(task: str, value: Any) -> str:

@@ -12,14 +12,18 @@ from celery.worker import state
 from celery.worker.request import Request
 from django.db import close_old_connections, connections
 
-from durable_jobs import current, dialect, identity, statements
+from durable_jobs import attempt, transitions
 from durable_jobs.conf import conf
-from durable_jobs.heartbeat import LOCK_SECONDS, brief_locks, heartbeat
+from durable_jobs.database import brief_locks
+from durable_jobs.heartbeat import heartbeat
+from durable_jobs.models import Job
 from durable_jobs.publisher import publisher
 from durable_jobs.slices import NOTHING
 
 logger = logging.getLogger("durable_jobs.worker")
 REFUSED_POOLS = ("gevent", "eventlet")
+# How long beat waits for a lock before it turns to other things.
+LOCK_SECONDS = 1.0
 
 
 class HintRequest(Request):
@@ -54,15 +58,7 @@ def child_lost(pid: int, error: str) -> None:
     if state.should_terminate is not None or state.should_stop is not None:
         return  # ended by this worker's own stop, which hands everything back
     try:
-        hints = dialect.hints(
-            statements.FAIL_WORKER,
-            worker=identity.child(pid),
-            error=error,
-            final=False,
-            max_attempts=0,
-            args=None,
-            kwargs=None,
-        )
+        hints = transitions.lose(attempt.holder(pid), error)
         for hint in hints:
             # Celery itself reports the lost child as an error.
             logger.warning("durable_jobs: %s[%s] is %s: %s", hint.task, hint.id, hint.state, error)
@@ -85,18 +81,15 @@ def on_start(sender: Any = None, **_: Any) -> None:
             f"durable_jobs does not run in the {name} pool: its heartbeat needs a real thread. "
             "Use --pool=prefork or --pool=threads."
         )
-    identity.start()
+    attempt.start_boot()
     # Not `worker_shutdown`, which Celery sends on a warm stop only. The pool has ended by then.
-    atexit.register(hand_back)
+    atexit.register(release_all)
 
 
-def hand_back() -> None:
+def release_all() -> None:
     """Hand back what the children held when they were stopped; the attempt does not count."""
     try:
-        hints = dialect.hints(
-            statements.RELEASE_BOOT, worker=f"{identity.boot()}/%", delay=0, error=None
-        )
-        publisher.publish(hints)
+        publisher.publish(transitions.release_boot())
     except Exception as failure:
         logger.warning("durable_jobs: could not hand jobs back: %r", failure)
     finally:
@@ -115,7 +108,7 @@ def briefly(execute: Any, sql: str, params: Any, many: bool, context: Any) -> An
     Only its key can make it wait: a caller has not committed a call with the same one. Once that
     commits there is a live job by that key, which is all the periodic call asks for.
     """
-    if statements.T not in sql:
+    if Job._meta.db_table not in sql:
         return execute(sql, params, many, context)
     with brief_locks(LOCK_SECONDS):
         return execute(sql, params, many, context)
@@ -127,7 +120,7 @@ def on_prerun(task: Any = None, **_: Any) -> None:
 
     A job's claim has done so already.
     """
-    if not task.request.is_eager and current.current(task.request.id) is None:
+    if not task.request.is_eager and attempt.current(task.request.id) is None:
         close_old_connections()
 
 

@@ -138,6 +138,12 @@ class Migration(migrations.Migration):
                         condition=models.Q(("state", "dead")),
                         name="durable_job_dead",
                     ),
+                    models.Index(
+                        condition=models.Q(("state", "running")),
+                        fields=["worker"],
+                        name="durable_job_worker",
+                        opclasses=["varchar_pattern_ops"],
+                    ),
                 ],
                 "constraints": [
                     models.UniqueConstraint(
