@@ -113,8 +113,10 @@ def claim(
     }
     found = database.run_anew("CLAIM_ALONG" if along else "CLAIM", **params)
     taken = [
-        Attempt(task, database.uuid(job), *counts, *map(decode, (args, kwargs, options)))
-        for job, *counts, args, kwargs, options in found
+        Attempt(
+            task, database.uuid(job), token, attempts, limit, *map(decode, (args, kwargs, more))
+        )
+        for job, token, attempts, limit, args, kwargs, more in found
     ]
     return sorted(taken, key=lambda mine: mine.id)
 
