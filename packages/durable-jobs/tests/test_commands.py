@@ -75,6 +75,18 @@ def test_show_prints_every_field_of_the_row():
     }
 
 
+def test_show_takes_the_begin_of_an_id_and_ids_that_are_no_uuid():
+    first, second = tasks.noop.delay("first"), tasks.noop.delay("second")
+    named = tasks.noop.apply_async(["named"], task_id="order-7")
+    for begin in (first.id, first.id[:-6], first.id.replace("-", "")[:-6].upper()):
+        assert "'first'" in jobs("show", begin) or '"first"' in jobs("show", begin)
+    assert "named" in jobs("show", named.id)
+    for end in "01":
+        Job.objects.create(task="t", queue="q", due_at=now(), pk=f"{second.id[:-2]}a{end}")
+    with pytest.raises(CommandError, match="several jobs begin"):
+        jobs("show", f"{second.id[:-2]}a")
+
+
 def test_retry_gives_a_new_budget_and_spreads_the_starts():
     ids = dead(20)
     assert jobs("retry", "--state", "dead", "--spread", "1000") == "20 jobs will run again.\n"

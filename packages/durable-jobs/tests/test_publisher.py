@@ -8,6 +8,7 @@ from uuid import uuid4
 import pytest
 from django.db import transaction
 
+import durable_jobs
 from durable_jobs import Job
 from durable_jobs.publisher import HORIZON_SECONDS, Hint, Publisher, groups, publisher
 from tests import tasks
@@ -117,3 +118,12 @@ def test_a_connection_that_was_closed_costs_no_hint(broker):
     wait_until(lambda: publisher.idle.is_set() and not publisher.failures, 5)
     if broker is not None:  # only Redis can be asked
         wait_until(lambda: broker.llen("default") == 3, 5)
+
+
+def test_flush_returns_when_all_hints_are_sent(jobs_db, broker):
+    durable_jobs.flush(5)
+    ids = tasks.noop.enqueue_many([[number] for number in range(50)])
+    assert durable_jobs.flush(10)
+    if broker:  # Redis or Valkey
+        assert broker.llen("default") >= 1
+    assert len(ids) == 50

@@ -277,3 +277,26 @@ def test_the_claim_uses_the_primary_key_and_the_loop_its_partial_index():
         plan = str(cursor.fetchall())
         cursor.execute("RESET enable_seqscan")
     assert "durable_job_due" in plan
+
+
+def failing(text):
+    raise ValueError(text)
+
+
+def test_each_failed_attempt_says_where_what_when_the_next_comes_and_where_to_look(
+    jobs_db, monkeypatch, caplog
+):
+    line = failing.__code__.co_firstlineno + 1
+    monkeypatch.setattr(tasks.noop, "run", lambda: failing("first line\nsecond line"))
+    job = tasks.noop.apply_async(max_attempts=2)
+    drain(everything=True)
+    said = [r.message for r in caplog.records if r.name == "durable_jobs.run"]
+    assert len(said) == 2
+    for number, text in enumerate(said, 1):
+        assert (
+            f"{tasks.noop.name}[{job.id}] attempt {number} of 2 failed at {__file__}:{line}" in text
+        )
+        assert "in failing: ValueError: first line second line; " in text
+        assert f"`manage.py jobs show {job.id}`" in text
+    assert "the next in " in said[0]
+    assert "the job is dead" in said[1]

@@ -4,10 +4,11 @@
 """
 
 import json
+import logging
 import os
 
 import django
-from celery import Celery
+from celery import Celery, signals
 from django.conf import settings
 
 settings.DATABASES["default"]["NAME"] = os.environ["TEST_DATABASE"]
@@ -27,6 +28,14 @@ app.conf.beat_schedule = {
     }
 }
 app.conf.include.append("tests.release")
+
+
+@signals.task_prerun.connect(weak=False)
+def tell(task, task_id, **_):
+    """Let a test see in the log that this worker works."""
+    logging.getLogger("tests").info("task_started %s[%s]", task.name, task_id)
+
+
 if "TEST_PERIODIC" in os.environ:
     app.conf.beat_schedule["nightly"] = {
         "task": "tests.tasks.nightly",

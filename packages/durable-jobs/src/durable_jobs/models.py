@@ -144,11 +144,13 @@ class Job(models.Model):
                 condition=Q(finished_at__isnull=False),
             ),
             models.Index("finished_at", name="durable_job_dead", condition=Q(state="dead")),
-            # Whose child dies, or who stops, finds the few jobs it holds; also by a prefix.
+            # Whose child dies, or who stops, finds the few jobs it holds; also by a prefix. Spelled
+            # so that who asks for state = 'running', as each end of a run does, cannot take it: it
+            # is full of what ran a moment ago.
             models.Index(
                 fields=["worker"],
                 name="durable_job_worker",
-                condition=Q(state="running"),
+                condition=Q(state__startswith="running"),
                 opclasses=["varchar_pattern_ops"],
             ),
         ]

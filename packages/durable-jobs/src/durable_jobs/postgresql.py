@@ -119,11 +119,13 @@ FAIL = f"""{_FAIL.replace("<pause>", _PAUSE)},
   kwargs = CASE WHEN dirty THEN kwargs ELSE COALESCE(%(kwargs)s, kwargs) END,
   queue = COALESCE(%(queue)s, queue)
  WHERE {_MINE} RETURNING {HINT}"""
+# As the index of `worker` spells it.
+_RUNS = "state LIKE 'running%%'"
 # A killed child: its first loss is repaired at once, a job that kills one after another slows down.
 _SLOWER = "LEAST(%(backoff_max)s, %(backoff_min)s * (1 << LEAST(attempts - 2, 20)))"
 _LOST = f"{NOW} + CASE WHEN attempts > 1 THEN {_SLOWER} ELSE 0 END * interval '1s'"
 LOSE = f"""{_FAIL.replace("<pause>", _LOST)}
- {_WHERE} worker = %(worker)s AND state = 'running' {_FREE} RETURNING {HINT}"""
+ {_WHERE} worker = %(worker)s AND {_RUNS} {_FREE} RETURNING {HINT}"""
 
 # Handed back unharmed: the attempt does not count.
 _RELEASE = f"""
@@ -131,7 +133,7 @@ UPDATE durable_jobs_job SET state = 'scheduled', due_at = {_in("delay")}, attemp
        error = COALESCE(%(error)s, error)"""
 RELEASE = f"{_RELEASE} {_WHERE} {_MINE} {_FREE} RETURNING {HINT}"
 RELEASE_BOOT = f"""{_RELEASE}
- {_WHERE} worker LIKE %(worker)s AND state = 'running' {_FREE} RETURNING {HINT}"""
+ {_WHERE} worker LIKE %(worker)s AND {_RUNS} {_FREE} RETURNING {HINT}"""
 
 # The loop: timers, retries, lost messages, lost workers and expiry are one question, "who is due?"
 _SPENT = "state = 'running' AND max_attempts < 32767 AND attempts >= max_attempts"

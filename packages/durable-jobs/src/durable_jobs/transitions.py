@@ -113,10 +113,8 @@ def claim(
     }
     found = database.run_anew("CLAIM_ALONG" if along else "CLAIM", **params)
     taken = [
-        Attempt(
-            task, database.uuid(job), token, attempts, limit, *map(decode, (args, kwargs, more))
-        )
-        for job, token, attempts, limit, args, kwargs, more in found
+        Attempt(task, database.uuid(job), token, attempts, limit, *map(decode, texts))
+        for job, token, attempts, limit, *texts in found
     ]
     return sorted(taken, key=lambda mine: mine.id)
 
@@ -124,17 +122,18 @@ def claim(
 def renew(runs: Sequence[Attempt]) -> set[UUID]:
     """Renew those leases whose rows are free, and write the progress; return their ids."""
 
-    def told() -> set[UUID]:
-        progress = {"progress": [mine.progress for mine in runs]}
-        progress |= {"messages": [mine.message for mine in runs]}
-        return {database.uuid(job) for (job,) in database.run("RENEW", **progress, **_fence(runs))}
+    def attempted() -> set[UUID]:
+        told = {"progress": [mine.progress for mine in runs]}
+        messages = [mine.message for mine in runs]
+        found = database.run("RENEW", **told, messages=messages, **_fence(runs))
+        return {database.uuid(job) for (job,) in found}
 
     try:
-        return told()
+        return attempted()
     except (DataError, UnicodeError):  # what one job says must not cost the others their leases
         for mine in runs:
             mine.message = ""
-        return told()
+        return attempted()
 
 
 def still_mine(runs: Sequence[Attempt]) -> set[UUID]:

@@ -139,7 +139,7 @@ class Migration(migrations.Migration):
                         name="durable_job_dead",
                     ),
                     models.Index(
-                        condition=models.Q(("state", "running")),
+                        condition=models.Q(("state__startswith", "running")),
                         fields=["worker"],
                         name="durable_job_worker",
                         opclasses=["varchar_pattern_ops"],

@@ -1,5 +1,6 @@
 """`manage.py jobs list|show|retry|cancel|stats`: the operator's view without the admin."""
 
+import re
 from argparse import ArgumentParser
 from typing import Any
 from uuid import UUID
@@ -10,8 +11,12 @@ from django.db.models import Count, Min
 from django.db.models.functions import Now
 from django.utils import timezone
 
+from durable_jobs.ids import row_id
 from durable_jobs.models import Job, JobQuerySet
 from durable_jobs.reconcile import unknown_tasks
+
+# A whole id, or the begin of one: less than eight digits name a minute, not a job.
+BEGIN = re.compile("[0-9a-f]{8,32}")
 
 
 def positive(text: str) -> int:
@@ -71,11 +76,19 @@ class Command(BaseCommand):
         return jobs.order_by("-pk")
 
     def job(self, text: str) -> Job:
-        """Return the job with that id, or say that there is none."""
-        try:
-            return Job.objects.get(pk=UUID(text))
-        except (ValueError, Job.DoesNotExist):
-            raise CommandError(f"There is no job {text}.") from None
+        """Return the job whose id is that, or begins so; say if there is none, or more than one."""
+        digits = text.replace("-", "").lower()
+        if BEGIN.fullmatch(digits):
+            first, last = (UUID(digits.ljust(32, end)) for end in "0f")
+            found = Job.objects.filter(pk__range=(first, last))
+        else:  # ids of Celery may be any text
+            found = Job.objects.filter(pk=row_id(text))
+        match list(found[:2]):
+            case [job]:
+                return job
+            case []:
+                raise CommandError(f"There is no job {text}.")
+        raise CommandError(f"The ids of several jobs begin with {text}: give more of it.")
 
     def list(self, options: dict[str, Any]) -> None:
         now = timezone.now()
