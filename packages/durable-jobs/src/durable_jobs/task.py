@@ -79,9 +79,7 @@ class JobTask(DjangoTask):
             cls.acks_on_failure = cls.acks_on_timeout = True
             cls.reject_on_worker_lost = cls.retry_on_worker_lost = False
             cls.track_started = False
-            if not hasattr(
-                cls, "__header__"
-            ):  # a class with `run`, for which Celery checks nothing
+            if not hasattr(cls, "__header__"):  # a class with `run`: Celery checks nothing
                 cls.__header__ = staticmethod(head_from_fun(cls.run, bound=True))
 
     @property
@@ -159,7 +157,6 @@ class JobTask(DjangoTask):
         return self.delay(*args, **kwargs)
 
     def apply_async_on_commit(self, *args: Any, **kwargs: Any) -> Any:
-        """The same as `apply_async`."""
         return self.apply_async(*args, **kwargs)
 
     def enqueue_many(
@@ -228,7 +225,8 @@ class JobTask(DjangoTask):
         limit = self._retries(mine) if max_retries is None else max_retries
         if limit is not None and mine.attempts > limit:
             asked.final = True
-            self._give_up(exc, limit)
+            text = f"Can't retry {self.name}[{self.request.id}] more than {limit} times"
+            raise exc or self.MaxRetriesExceededError(text)
         if eta is None and countdown is None:
             countdown = self.default_retry_delay
         when = instant(eta) or span(self.name, "countdown", countdown)
@@ -265,13 +263,6 @@ class JobTask(DjangoTask):
             limit: int | None = self.max_retries
             return limit
         return None if mine.max_attempts >= UNBOUNDED else mine.max_attempts - 1
-
-    def _give_up(self, exc: BaseException | None, limit: int) -> NoReturn:
-        if exc is not None:
-            raise exc
-        raise self.MaxRetriesExceededError(
-            f"Can't retry {self.name}[{self.request.id}] more than {limit} times"
-        )
 
     def _refuse(self, **options: Any) -> None:
         if used := [name for name in CANVAS if options.get(name)]:
