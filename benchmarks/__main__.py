@@ -6,6 +6,7 @@ make bench ARGS="--quick enqueue"            small and rough, in less than a min
 make bench ARGS="kill"                       SIGKILL of a worker with the default lease (slow)
 make bench ARGS="stages profile"             where the time of a job goes
 make bench ARGS="reconcile --rows 10000000"  ten million rows
+make bench ARGS="plans --rows 10000000"      how each statement finds its rows in them
 """
 
 import argparse

@@ -115,4 +115,19 @@ def _top(title: str, paths: list[Path], jobs: int) -> Table:
     return table
 
 
-WHERE = {"stages": stages, "profile": profile}
+def plans(lab: Lab, options: Namespace, console: Console) -> None:
+    """Print how each statement of the protocol finds its rows in the largest table asked for."""
+    rows = max(options.rows)
+    title = f"each statement beside {rows} rows, {rows // 10} of them unfinished"
+    table = Table(title=title, title_justify="left")
+    for column in ("verb", "ms", "pages", "most rows", "indexes"):
+        table.add_column(column, justify="left" if column in ("verb", "indexes") else "right")
+    for plan in lab[ARMS["ours"]]("statement_plans", rows=rows, unfinished=rows // 10):
+        how = "THE WHOLE TABLE" if plan["whole"] else ", ".join(plan["indexes"])
+        figures = (f"{plan['ms']:.2f}", f"{plan['pages']}", f"{plan['rows']:.0f}")
+        table.add_row(plan["verb"], *figures, how)
+    console.print(table)
+    lab[ARMS["ours"]]("clear")
+
+
+WHERE = {"stages": stages, "profile": profile, "plans": plans}

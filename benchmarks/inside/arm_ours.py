@@ -6,13 +6,15 @@ import django
 
 django.setup()
 
+import plans  # noqa: E402
 import stages  # noqa: E402
 from body import tell  # noqa: E402
 from celery import shared_task  # noqa: E402
 from config.celery import app  # noqa: E402, F401 - for `celery -A`
 from django.contrib.auth.models import Group  # noqa: E402
 from django.db import connection, transaction  # noqa: E402
-from durable_jobs import JobTask, dialect, statements  # noqa: E402
+
+from durable_jobs import JobTask, database, postgresql  # noqa: E402
 from durable_jobs.models import Job  # noqa: E402
 from durable_jobs.publisher import publisher  # noqa: E402
 
@@ -77,10 +79,10 @@ def send_hold(name, seconds):
 def due_pass(rows, due, passes):
     """Return plans and times of the loop's statement over a table of that size."""
     with connection.cursor() as cursor:
-        cursor.execute(f"TRUNCATE {statements.T}")
+        cursor.execute("TRUNCATE durable_jobs_job")
         # Finished rows of months, 5000 jobs in work, some of them due.
         cursor.execute(
-            f"INSERT INTO {statements.T} (id, task, args, kwargs, queue, options, state, due_at,"  # noqa: S608
+            "INSERT INTO durable_jobs_job (id, task, args, kwargs, queue, options, state, due_at,"
             " max_attempts, finished_at, queued_at) SELECT gen_random_uuid(), 'bench.noop', '[]',"
             " '{}', 'default', '{}', CASE WHEN n > 5000 THEN 'succeeded' ELSE 'queued' END,"
             " CASE WHEN n <= %s THEN now() - interval '1s' WHEN n <= 5000 THEN now() + interval"
@@ -88,23 +90,19 @@ def due_pass(rows, due, passes):
             " FROM generate_series(1, %s) n",
             [due, rows],
         )
-        cursor.execute(f"VACUUM ANALYZE {statements.T}")
+        cursor.execute("VACUUM ANALYZE durable_jobs_job")
     return [_explain(due) for _ in range(passes)]
 
 
 def _explain(due):
-    real = dialect.spell
-
-    def spell(statement, vendor):
-        return f"EXPLAIN (ANALYZE, FORMAT JSON) {real(statement, vendor)}"
-
-    dialect.spell = spell
+    real = postgresql.FIRE
+    postgresql.FIRE = f"EXPLAIN (ANALYZE, FORMAT JSON) {real}"
     try:
         with transaction.atomic():
-            ((plan,),) = dialect.run(statements.DUE, limit=1000)
+            ((plan,),) = database.run("FIRE", limit=1000)
             transaction.set_rollback(True)
     finally:
-        dialect.spell = real
+        postgresql.FIRE = real
     plan = json.loads(plan) if isinstance(plan, str) else plan
     nodes = list(_nodes(plan[0]["Plan"]))
     changed = next(node for node in nodes if node["Node Type"] == "ModifyTable")
@@ -112,11 +110,16 @@ def _explain(due):
         "ms": plan[0]["Execution Time"],
         "indexes": sorted({node["Index Name"] for node in nodes if "Index Name" in node}),
         "scanned_whole": any(
-            node["Node Type"] == "Seq Scan" and node.get("Relation Name") == statements.T
+            node["Node Type"] == "Seq Scan" and node.get("Relation Name") == "durable_jobs_job"
             for node in nodes
         ),
         "found": changed["Actual Rows"] == due,
     }
+
+
+def statement_plans(rows, unfinished):
+    """Return how each statement of the protocol is carried out beside so many rows."""
+    return plans.look(rows, unfinished)
 
 
 def _nodes(plan):

@@ -185,6 +185,10 @@ def due_pass(rows, due, passes):
     return arm.due_pass(rows, due, passes)
 
 
+def statement_plans(rows, unfinished):
+    return arm.statement_plans(rows, unfinished)
+
+
 def left():
     return arm.left()
 
