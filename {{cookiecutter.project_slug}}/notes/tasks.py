@@ -5,8 +5,7 @@ from typing import Any
 
 from celery import shared_task
 from django.db import transaction
-from durable_jobs import Permanent, reconciler
-from durable_jobs.reconcilers import enqueue_for
+from durable_jobs import Permanent, enqueue_for, reconciler
 
 from notes.models import Copy, Note
 
