@@ -1,12 +1,15 @@
 """`deploy/deploy` and `deploy/rollback` under a steady load, with systemd and with containers."""
 
 import re
+import shutil
 import urllib.request
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.conftest import run as run_command
 from tests.deploys import LATEST_COLUMNS, run
 from tests.sites import SystemdSite, compose_site, systemd_site
 
@@ -101,3 +104,19 @@ def test_units_are_valid_and_hardened(found: dict[str, Any]) -> None:
 
 def test_the_loop_of_a_deploy_ends_for_good(found: dict[str, Any]) -> None:
     assert found.get("loop", "inactive") == "inactive"
+
+
+def test_scripts_start_the_engine_of_the_folder_or_the_one_that_is_pinned(
+    plain_bake: Path, tmp_path: Path
+) -> None:
+    project = Path(shutil.copytree(plain_bake, tmp_path / "my project", symlinks=True))
+    for name in ("deploy", "rollback", "manage"):
+        said = run_command(str(project / "deploy" / name), "--help", cwd=tmp_path)
+        assert f"usage: rollout {name} " in said
+    shutil.rmtree(project / "packages/celery-rollout")
+    pinned = project / ".venv/bin/rollout"
+    pinned.parent.mkdir(parents=True)
+    pinned.write_text('#!/bin/sh\necho "$ROLLOUT_PROJECT" pinned "$@"\n')
+    pinned.chmod(0o755)
+    said = run_command(str(project / "deploy/rollback"), "--to", "a b", cwd=tmp_path)
+    assert said == f"{project} pinned rollback --to a b\n"

@@ -33,7 +33,7 @@ from rollout.commands import deploy, rollback, status
 from rollout.compose import Compose
 from rollout.platform import Platform
 from rollout.shell import RefusedError, StepError, say
-from rollout.source import app_name, must_be_checkout
+from rollout.source import app_name
 from rollout.systemd import Systemd
 
 AGAIN = "the same command finishes it, `rollback` undoes it"
@@ -116,13 +116,8 @@ def carry_out(options: argparse.Namespace) -> int:
         raise RefusedError("it has to be root: units, folders and settings belong to the system")
     if options.command == "init":
         return init(platform, options)
-    if options.command == "deploy" and options.to is None:
-        must_be_checkout(options.source)
     if not platform.env.is_file():
-        where = f" --home {options.home}" if options.home else ""
-        raise RefusedError(
-            f"{platform.env} is not there: `deploy init{where}` makes it, fill it then"
-        )
+        raise RefusedError(f"{platform.env} is not there: `deploy init` makes it, fill it then")
     if options.command == "status":
         return status(platform)
     if options.command == "manage":

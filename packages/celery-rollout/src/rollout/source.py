@@ -10,6 +10,8 @@ from rollout.platform import Platform
 from rollout.shell import RefusedError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
+NO_CHECKOUT = "it is no checkout, and no command: `deploy [init|status]`, `rollback` and `manage`"
+NO_LOCK = "`uv lock` makes it; commit it, so that each build installs the same"
 RESERVED = ("current", "previous", "none", "init", "status")
 
 
@@ -36,11 +38,9 @@ def wanted(platform: Platform, options: argparse.Namespace) -> tuple[str, Path, 
             raise RefusedError(f"there is no release {options.to}; there are: {', '.join(built)}")
         refuse_other_settings(platform, options.to)
         return options.to, source, platform.commit(options.to)
-    if not (source / "uv.lock").is_file():
-        raise RefusedError(
-            "there is no uv.lock: `uv lock` makes it; commit it, so that each build"
-            " installs the same"
-        )
+    for name, why in (("manage.py", NO_CHECKOUT), ("uv.lock", NO_LOCK)):
+        if not (source / name).is_file():
+            raise RefusedError(f"{source} has no {name}: {why}")
     commit = commit_of(source)
     release = (commit or "")[:12] if options.name is None else options.name
     if options.name is None and commit is None:
@@ -86,13 +86,4 @@ def refuse_other_settings(platform: Platform, release: str) -> None:
         raise RefusedError(
             f"{release} runs with other settings than those of {platform.env}; to apply these"
             f" give it another name: deploy --name {release}-2"
-        )
-
-
-def must_be_checkout(folder: str) -> None:
-    """Raise RefusedError where a folder is not a checkout of the project."""
-    if not (Path(folder) / "manage.py").is_file():
-        raise RefusedError(
-            f"{Path(folder).resolve()} is not a checkout of the project: it has no manage.py. Nor"
-            f" is {folder!r} a command: those are `deploy [init|status]`, `rollback` and `manage`"
         )
