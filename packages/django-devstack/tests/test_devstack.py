@@ -1,10 +1,9 @@
-"""The whole stack of `make up`, in copies of this project, with real processes and signals."""
+"""The whole stack of `devstack up`, in copies of a small project: real processes and signals."""
 
 import http.cookiejar
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,85 +17,14 @@ from pathlib import Path
 import psycopg
 import pytest
 import redis
-from celery import Celery
 
 from devstack.postgres import other_user
 from devstack.state import birth
-from tests.processes import wait_until
+from tests.stack import Project
+from tests.waiting import wait_until
 
-ROOT = Path(__file__).resolve().parent.parent
 PROGRAMS = {"web", "worker", "control", "beat", "flower", "postgres", "valkey"}
-LEFT_OUT = (".*", "__pycache__", "staticfiles")
-OURS = re.compile("DATABASE_URL|CELERY_|DJANGO_|FLOWER_|SENTRY_|GUNICORN_|WEB_|WORKER_")
-APP = Celery(set_as_current=False)
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-
-
-class Project:
-    """A copy of this project without `.env`, as after a fresh clone, and its stack."""
-
-    def __init__(self, folder: Path, prefix: tuple[str, ...] = ()) -> None:
-        self.folder = folder
-        self.prefix = prefix
-        self.output = folder.with_suffix(".out")
-        shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*LEFT_OUT))
-
-    def command(self, *arguments: str) -> list[str]:
-        return [*self.prefix, sys.executable, "-m", "devstack", *arguments]
-
-    def environment(self, **more: str) -> dict[str, str]:
-        return {name: value for name, value in os.environ.items() if not OURS.match(name)} | more
-
-    def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.command(*arguments),
-            cwd=self.folder,
-            env=self.environment(**environment),
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-
-    def up(self) -> None:
-        with self.output.open("a") as output:
-            self.runner = subprocess.Popen(
-                self.command("up"),
-                cwd=self.folder,
-                env=self.environment(),
-                stdout=output,
-                stderr=output,
-            )
-        wait_until(lambda: self.state_file.exists() or self.runner.poll() is not None, 90)
-        assert self.state_file.exists(), self.output.read_text()
-
-    def down(self, number: signal.Signals = signal.SIGTERM) -> int:
-        self.runner.send_signal(number)
-        return self.runner.wait(40)
-
-    @property
-    def state_file(self) -> Path:
-        return self.folder / ".dev" / "stack.json"
-
-    @property
-    def state(self) -> dict:
-        return json.loads(self.state_file.read_text())
-
-    @property
-    def pids(self) -> dict[str, int]:
-        return self.state["processes"]
-
-    def wait_for_output(self, text: str, after: int = 0) -> None:
-        wait_until(lambda: text in self.output.read_text()[after:], 60, text)
-
-    def run_task(self) -> None:
-        """Send a task and wait until the worker says that it ran."""
-        with APP.connection_for_write(self.state["broker_url"]) as broker:
-            result = APP.send_task("celery.accumulate", queue="high", connection=broker)
-        wait_until(lambda: any(result.id in line for line in self.successes()), 60, result.id)
-
-    def successes(self) -> list[str]:
-        lines = self.output.read_text().splitlines()
-        return [line for line in lines if line.startswith("worker") and "succeeded" in line]
 
 
 @pytest.fixture(scope="module")
@@ -154,24 +82,24 @@ def test_every_program_runs_and_is_named_with_its_pid(project):
 
 
 def test_web_reaches_database_and_broker(project):
-    assert get(f"{project.state['web']}healthz/ready") == 200
+    assert get(f"{project.state['web']}health") == 200
 
 
 def test_admin_takes_the_login_that_is_printed(project):
     password = (project.folder / ".dev" / "admin-password").read_text()
-    assert f"admin / {password}" in project.output.read_text()
+    assert f"admin / {password}" in project.text
     assert log_in(project.state["web"], password)
 
 
 def test_printed_line_runs_a_task(project):
-    line = re.search(r"(\S+ manage.py shell -c .*)", project.output.read_text())[1]
+    line = re.search(r"(\S+ manage.py shell -c .*)", project.text)[1]
     before = len(project.successes())
     subprocess.run(line, shell=True, cwd=project.folder, env=project.environment(), check=True)  # noqa: S602
     wait_until(lambda: len(project.successes()) > before, 60)
 
 
 def test_workers_share_the_queues_as_in_production(project):
-    command = (sys.executable, "-m", "celery", "-A", "config", "inspect", "active_queues", "--json")
+    command = (sys.executable, "-m", "celery", "-A", "mysite", "inspect", "active_queues", "--json")
     answers = json.loads(project.run("run", "--", *command).stdout)
     queues = {
         node.partition("@")[0]: {one["name"] for one in all_} for node, all_ in answers.items()
@@ -235,9 +163,10 @@ def test_run_uses_the_stack_that_is_up(project):
     assert (done.stdout.strip(), done.returncode) == (project.state["database_url"], 3)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("names", [("worker", "web", "beat"), ("postgres", "valkey", "control")])
 def test_killed_processes_come_back(project, names):
-    before, position = project.pids, len(project.output.read_text())
+    before, position = project.pids, len(project.text)
     for name in names:
         os.kill(before[name], signal.SIGKILL)
     for name in names:
@@ -245,12 +174,13 @@ def test_killed_processes_come_back(project, names):
         project.wait_for_output(f"{name} is up again", position)
         wait_until(lambda name=name: project.pids[name] != before[name], 10)
     project.run_task()
-    assert get(f"{project.state['web']}healthz/ready") == 200
+    assert get(f"{project.state['web']}health") == 200
 
 
+@pytest.mark.faults
 @linux
 def test_killed_launcher_takes_its_worker_down_and_both_come_back(project):
-    worker, position = project.pids["worker"], len(project.output.read_text())
+    worker, position = project.pids["worker"], len(project.text)
     launcher = int(re.search(r"PPid:\s+(\d+)", Path(f"/proc/{worker}/status").read_text())[1])
     os.kill(launcher, signal.SIGKILL)
     project.wait_for_output("worker DIED: killed by SIGKILL", position)
@@ -259,62 +189,96 @@ def test_killed_launcher_takes_its_worker_down_and_both_come_back(project):
     assert project.pids["worker"] != worker
 
 
-def test_broken_file_does_not_end_the_stack_and_the_mended_one_is_live(project):
-    urls, celery = project.folder / "config" / "urls.py", project.folder / "config" / "celery.py"
-    good, before, position = celery.read_text(), project.pids, len(project.output.read_text())
-    celery.write_text("this is no Python\n")
-    project.wait_for_output("worker DIED: exit code", position)
-    celery.write_text(good)
+def test_code_that_cannot_be_loaded_shows_a_short_traceback_and_changes_nothing(project):
+    tasks = project.folder / "greetings" / "tasks.py"
+    good, before = tasks.read_text(), project.pids
+    for bad, said in (("def x(:", "SyntaxError: "), ("nothing_of_this_name", "NameError: name")):
+        position = len(project.text)
+        tasks.write_text(f"{good}\n{bad}\n")
+        project.wait_for_output(said, position)
+        shown = [line for line in project.text[position:].splitlines() if line.startswith("stack")]
+        assert "greetings/tasks.py changed and cannot be loaded" in shown[0]
+        assert any('File "greetings/tasks.py", line' in line for line in shown)
+        assert len(shown) <= 6
+        project.run_task()
+    # a page is no reason to give the web the code that cannot be loaded
+    (project.folder / "greetings" / "page.html").write_text("news")
+    wait_until(lambda: "greetings/page.html" in project.text, 30)
+    assert get(f"{project.state['web']}health") == 200
+    assert project.pids == before
+    assert "DIED" not in project.text[position:]
+    tasks.write_text(good)
+    project.wait_for_output("ready again", position)
+    (project.folder / "greetings" / "page.html").unlink()
+
+
+def test_saved_code_is_live_and_the_reload_says_so_in_two_lines(project):
+    urls, before, position = project.folder / "mysite" / "urls.py", project.pids, len(project.text)
     with urls.open("a") as file:
-        file.write("from queue_probes.views import live\n")
-        file.write('urlpatterns.append(path("new-page", live))\n')
-    wait_until(lambda: get(f"{project.state['web']}new-page") == 200, 60)
-    project.wait_for_output("worker is up again", position)
+        file.write('urlpatterns.append(path("new-page", health))\n')
+    project.wait_for_output("ready again", position)
+    assert get(f"{project.state['web']}new-page") == 200
+    said = project.text[position:].splitlines()
+    assert len(said) == 2, said
+    assert "mysite/urls.py changed: web, worker, control, beat start again" in said[0]
     project.run_task()
     changed = {name for name, pid in project.pids.items() if pid != before[name]}
     assert changed == {"web", "worker", "control", "beat"}
 
 
+def test_program_that_dies_while_it_starts_again_shows_what_it_said(project):
+    wsgi, position = project.folder / "mysite" / "wsgi.py", len(project.text)
+    good = wsgi.read_text()
+    # only gunicorn imports it
+    wsgi.write_text("raise LookupError('gone')\n")
+    project.wait_for_output("web DIED: exit code", position)
+    project.wait_for_output("LookupError: gone", position)
+    wsgi.write_text(good)
+    wait_until(lambda: get(f"{project.state['web']}health") == 200, 60)
+    project.run_task()
+
+
 def test_app_that_is_made_meanwhile_is_watched_as_well(project):
-    app, position = project.folder / "later", len(project.output.read_text())
+    app, position = project.folder / "later", len(project.text)
     app.mkdir()
     (app / "__init__.py").write_text("")
     project.wait_for_output("later/__init__.py changed", position)
-    project.wait_for_output("worker is up again", position)
-    position = len(project.output.read_text())
+    project.wait_for_output("ready again", position)
+    position = len(project.text)
     (app / "tasks.py").write_text("")
     project.wait_for_output("later/tasks.py changed", position)
-    project.wait_for_output("worker is up again", position)
+    project.wait_for_output("ready again", position)
 
 
 def test_sigterm_stops_everything_in_reverse_order_and_the_data_stays(project):
     password = (project.folder / ".dev" / "admin-password").read_text()
     redis.Redis.from_url(project.state["broker_url"]).rpush("kept", "message")
-    everything, position = family(project.runner.pid), len(project.output.read_text())
+    everything, position = family(project.runner.pid), len(project.text)
     assert project.down(signal.SIGTERM) == 0
     assert [pid for pid in everything if birth(pid)] == []
     assert not project.state_file.exists()
     assert not (project.folder / ".dev" / "env").exists()
-    said = re.findall(r"stack +\| stopping (.*)", project.output.read_text()[position:])
+    said = re.findall(r"stack +\| stopping (.*)", project.text[position:])
     assert said == ["flower, beat, control, worker, web", "valkey, postgres"]
     project.up()
     assert log_in(project.state["web"], password)
     assert redis.Redis.from_url(project.state["broker_url"]).lrange("kept", 0, -1) == [b"message"]
 
 
+@pytest.mark.faults
 @linux
 def test_neighbour_runs_beside_it_as_an_ordinary_user_and_leaves_nothing_when_killed(
     project, tmp_path
 ):
-    neighbour = Project(tmp_path / "neighbour", tuple(other_user()))
+    neighbour = Project(tmp_path / "neighbour", *other_user())
     neighbour.up()
     everything = family(neighbour.runner.pid)
     try:
         ports = re.compile(r":(\d+)/")
         assert not {*ports.findall(str(project.state))} & {*ports.findall(str(neighbour.state))}
         neighbour.run_task()
-        assert get(f"{project.state['web']}healthz/ready") == 200
-        assert get(f"{neighbour.state['web']}healthz/ready") == 200
+        assert get(f"{project.state['web']}health") == 200
+        assert get(f"{neighbour.state['web']}health") == 200
     finally:
         neighbour.runner.kill()
         neighbour.runner.wait()
@@ -331,3 +295,24 @@ def test_stack_that_cannot_start_says_why_and_ends(tmp_path):
     assert "refused" in done.stdout.splitlines()[-2] + done.stdout.splitlines()[-1]
     assert "stopping valkey\n" in done.stdout
     assert not (project.folder / ".dev" / "postgres").exists()
+
+
+def test_command_runs_on_services_of_its_own_when_no_stack_is_up(tmp_path):
+    project = Project(tmp_path / "project")
+    code = (
+        "import os, psycopg, redis;"
+        "database = psycopg.connect(os.environ['DATABASE_URL']);"
+        "database.execute('SELECT count(*) FROM auth_user').close(); database.close();"
+        "redis.Redis.from_url(os.environ['CELERY_BROKER_URL']).ping();"
+        "print(open('.dev/stack.json').read()); raise SystemExit(7)"
+    )
+    folder = project.folder / ".dev"
+    folder.mkdir()
+    for stale in ("stack.json", "env"):
+        (folder / stale).write_text("DATABASE_URL=left by a killed stack")
+    done = project.run("run", "--", sys.executable, "-c", code)
+    assert done.returncode == 7, done.stderr
+    pids = json.loads(done.stdout)["processes"]
+    assert pids.keys() == {"postgres", "valkey"}
+    assert [pid for pid in pids.values() if birth(pid)] == []
+    assert not (folder / "env").exists()

@@ -2,12 +2,10 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,9 +17,8 @@ import redis
 from devstack import postgres, services, state, valkey
 from devstack.processes import Process, free_port, stop, wait_until_ready, which
 from devstack.state import StackError, birth
-from tests.processes import wait_until
+from tests.waiting import wait_until
 
-ROOT = Path(__file__).resolve().parent.parent
 STUBBORN = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up'); time.sleep(99)"
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root changes users")
 
@@ -217,98 +214,3 @@ def test_leftovers_of_a_killed_runner_are_swept_and_strangers_spared(tmp_path):
         assert stranger.poll() is None
         stranger.kill()
     assert not (tmp_path / state.PIDS).exists()
-
-
-def test_command_runs_on_services_of_its_own_when_no_stack_is_up(tmp_path):
-    installed = shutil.ignore_patterns(".dev", ".git", ".tools", ".venv")
-    shutil.copytree(ROOT, tmp_path, ignore=installed, dirs_exist_ok=True)
-    code = (
-        "import os, psycopg, redis;"
-        "database = psycopg.connect(os.environ['DATABASE_URL']);"
-        "database.execute('SELECT count(*) FROM auth_user').close(); database.close();"
-        "redis.Redis.from_url(os.environ['CELERY_BROKER_URL']).ping();"
-        "print(open('.dev/stack.json').read()); raise SystemExit(7)"
-    )
-    (tmp_path / ".dev").mkdir()
-    for stale in ("stack.json", "env"):
-        (tmp_path / ".dev" / stale).write_text("DATABASE_URL=left by a killed stack")
-    environment = os.environ | {"DATABASE_URL": "", "CELERY_BROKER_URL": ""}
-    done = subprocess.run(
-        [sys.executable, "-m", "devstack", "run", "--", sys.executable, "-c", code],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 7, done.stderr
-    pids = json.loads(done.stdout)["processes"]
-    assert pids.keys() == {"postgres", "valkey"}
-    assert [pid for pid in pids.values() if birth(pid)] == []
-    assert not (tmp_path / ".dev" / "env").exists()
-
-
-class PytestRun:
-    """Another run of pytest with the plugin, which waits inside a test."""
-
-    def __init__(self, folder: Path) -> None:
-        self.report = folder / f"{uuid.uuid4().hex}.json"
-        test = folder / "test_waiting.py"
-        test.write_text(
-            "import json, os, pathlib, time\n"
-            "def test_waiting():\n"
-            "    names = ('DATABASE_URL', 'CELERY_BROKER_URL')\n"
-            "    report = pathlib.Path(os.environ['REPORT'])\n"
-            "    draft = report.with_suffix('.new')\n"
-            "    draft.write_text(json.dumps([os.environ[name] for name in names]))\n"
-            "    draft.rename(report)\n"
-            "    time.sleep(99)\n"
-        )
-        environment = {**os.environ, "REPORT": str(self.report)}
-        for name in ("DATABASE_URL", "CELERY_BROKER_URL"):
-            del environment[name]
-        plain = ("-p", "no:django", "-p", "no:cacheprovider", "-c", "/dev/null", "--noconftest")
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "pytest", "-p", "devstack.pytest_plugin", *plain, str(test)],
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            # ignored in whatever a shell started with `&`, and inherited from there
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
-
-    def urls(self) -> list[str]:
-        wait_until(self.report.exists)
-        return json.loads(self.report.read_text())
-
-
-def answers(url: str) -> bool:
-    try:
-        psycopg.connect(url, connect_timeout=2).close()
-    except psycopg.OperationalError:
-        return False
-    return True
-
-
-def folder_of(url: str) -> Path:
-    """Return the folder of the run whose database it is."""
-    passwords = (ROOT / ".dev" / "test").glob("*/postgres/password")
-    return next(file.parent.parent for file in passwords if file.read_text() in url)
-
-
-def test_test_runs_have_services_of_their_own_and_leave_nothing(tmp_path):
-    interrupted, killed = runs = [PytestRun(tmp_path) for _ in range(2)]
-    urls = [url for run in runs for url in run.urls()]
-    assert len({*urls, os.environ["DATABASE_URL"], os.environ["CELERY_BROKER_URL"]}) == 6
-    folders = [folder_of(urls[0]), folder_of(urls[2])]
-    interrupted.process.send_signal(signal.SIGINT)
-    assert interrupted.process.wait(20) == pytest.ExitCode.INTERRUPTED
-    assert not folders[0].exists()
-    killed.process.kill()
-    killed.process.wait()
-    wait_until(lambda: not any(answers(url) for url in (urls[0], urls[2])))
-    following = PytestRun(tmp_path)
-    following.urls()
-    assert not folders[1].exists()
-    following.process.send_signal(signal.SIGINT)
-    following.process.wait(20)

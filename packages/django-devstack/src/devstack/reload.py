@@ -40,10 +40,9 @@ class Reloader:
             failed, self.check.popen = self.check.exit_code, None
             if failed:
                 self.console.say(
-                    f"{self._shown()} changed and cannot be loaded. The code from before goes on"
+                    f"{self._shown()} changed and cannot be loaded: the code from before goes on"
                     f" running until you save again.\n{self.check.last_lines()}"
                 )
-                self.changed = set()
             else:
                 self.pending = False
                 self._reload(self.names)
