@@ -112,7 +112,8 @@ def beat_turns(main: int) -> bool:
 
 def end_unless_called_again(seconds: float) -> None:
     """End this process in so many seconds; needs no lock of the interpreter by then."""
-    faulthandler.dump_traceback_later(seconds, exit=True)
+    # Celery by default puts a logger in the place of sys.stderr, which is no file.
+    faulthandler.dump_traceback_later(seconds, exit=True, file=2)
 
 
 def watch(path: str, alive: Callable[[], bool]) -> None:
