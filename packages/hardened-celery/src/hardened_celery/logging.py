@@ -12,7 +12,7 @@ import time
 from typing import Any
 
 import structlog
-from celery import Celery, Task
+from celery import Task
 from celery.signals import setup_logging, worker_init
 from django.http import HttpRequest
 from django_structlog.celery.receivers import CeleryReceiver
@@ -75,13 +75,7 @@ def logging_config(*, json_lines: bool, level: str) -> dict[str, Any]:
 
 
 def configure(*, json_lines: bool, level: str) -> dict[str, Any]:
-    """Set structlog up and return what belongs into Django's LOGGING."""
-    configure_structlog()
-    return logging_config(json_lines=json_lines, level=level)
-
-
-def configure_structlog() -> None:
-    """Send structlog's events and Python's warnings through the standard library's loggers."""
+    """Return what belongs into Django's LOGGING; lead structlog and Python's warnings there."""
     logging.captureWarnings(True)
     structlog.configure(
         processors=[
@@ -96,9 +90,10 @@ def configure_structlog() -> None:
     )
     bind_extra_request_metadata.connect(start_clock)
     bind_extra_request_finished_metadata.connect(stop_clock)
+    return logging_config(json_lines=json_lines, level=level)
 
 
-def connect(app: Celery) -> None:
+def connect() -> None:
     """Carry ids from who sends a task to the task, and keep Celery's own handlers away."""
     setup_logging.connect(leave_to_django)
     TASKS.connect_signals()
@@ -113,12 +108,10 @@ def leave_to_django(**_signal: object) -> None:
 
 
 def connect_worker(**_signal: object) -> None:
-    """Log what becomes of tasks, in the worker and in its pool processes."""
     TASKS.connect_worker_signals()
 
 
 def bind_task(task: Task, **_signal: object) -> None:
-    """Add the task's name to all it logs."""
     structlog.contextvars.bind_contextvars(task=task.name)
 
 
@@ -129,7 +122,6 @@ def keep_inherited(context: dict[str, Any], **_signal: object) -> None:
 
 
 def start_clock(request: HttpRequest, **_signal: object) -> None:
-    """Note when a request began."""
     request._started = time.monotonic()  # type: ignore[attr-defined]
 
 

@@ -132,7 +132,7 @@ def sample(context: dict[str, Any], rate: float) -> float:
 
 
 def report_lost_process(reason: Retry | None = None, **_signal: object) -> None:
-    """Report a lost pool process whose task Celery sends again: it logs only those it gives up."""
+    # Celery logs only those it gives up, not those whose task it sends again
     import sentry_sdk
 
     if reason and isinstance(reason.exc, WorkerLostError):
@@ -140,7 +140,7 @@ def report_lost_process(reason: Retry | None = None, **_signal: object) -> None:
 
 
 def report_deleted_message(exc: BaseException | None = None, **_signal: object) -> None:
-    """Report a message that is no task and was deleted: Celery only warns of it."""
+    # Celery only warns of it
     import sentry_sdk
 
     if exc is None:
@@ -148,13 +148,12 @@ def report_deleted_message(exc: BaseException | None = None, **_signal: object) 
 
 
 def check_in_beat(sender: str, **_signal: object) -> None:
-    """Beat has sent the loop's task, so it turns and has its broker."""
+    # it has sent the loop's task, so it turns and has its broker
     if sender == routine.LOOP:
         check_in("beat")
 
 
 def check_in_worker(sender: Task, **_signal: object) -> None:
-    """Check in for a pass of the loop, and for a probe that came through its queue."""
     if sender.name == routine.LOOP:
         check_in("reconcile")
     elif sender.name == routine.PROBE:
@@ -177,30 +176,25 @@ def check_in(slug: str) -> None:
 def before_send(event: "Event", hint: "Hint") -> "Event | None":
     """Name task, job and queue of an event, and turn log lines on one failure into one event."""
     record = hint.get("log_record")
+    error = unwrapped(hint.get("exc_info") or (record and record.exc_info))
+    if record and said_elsewhere(record, error):
+        return None
     tags = event.setdefault("tags", {})
     for name, value in (named_in(record) or subject()).items():
         tags.pop(name, None)
         if value:
             tags[name] = str(value)[:200]
-    error = unwrapped(hint.get("exc_info") or (record and record.exc_info))
-    task = tags.get("task", "")
     if record:
-        if said_elsewhere(record, error):
-            return None
         # Django's, query string included
         event.get("extra", {}).pop("request", None)
         if isinstance(record.msg, dict):  # structlog's
             event["logentry"] = {"message": str(record.msg.get("event"))}
-        group = group_of_line(record, error, task)
-    else:
-        group = ["celery", "WorkerLostError", task] if isinstance(error, WorkerLostError) else []
-    if group:
+    if group := group_of(record, error, tags):
         event["fingerprint"] = group
     return event
 
 
 def unwrapped(found: Any) -> BaseException | None:
-    """Return the exception of an `exc_info`, without what billiard wraps around it."""
     error = found[1] if found else None
     return error.exc if isinstance(error, ExceptionWithTraceback) else error
 
@@ -213,16 +207,20 @@ def said_elsewhere(record: logging.LogRecord, error: BaseException | None) -> bo
     return from_request and isinstance(error, TimeLimitExceeded)  # `on_timeout` has logged it
 
 
-def group_of_line(record: logging.LogRecord, error: BaseException | None, task: str) -> list[str]:
-    """Return the fingerprint of a log line, [] for Sentry's own.
+def group_of(
+    record: logging.LogRecord | None, error: BaseException | None, tags: Mapping[str, Any]
+) -> list[str]:
+    """Return the fingerprint of an event, [] for Sentry's own.
 
-    It is the one of `extra={"fingerprint": [...]}`, one for a line of Celery, or the line's text
-    and the task or queue that it is about: else all tasks would be one issue.
+    Of a log line it is that of `extra={"fingerprint": [...]}`; for a line of Celery it tells what
+    failed; else it is the text and the task or queue it is about, or all tasks would be one issue.
     """
-    found = vars(record)
+    task = str(tags.get("task"))
+    if not record:
+        return ["celery", "WorkerLostError", task] if isinstance(error, WorkerLostError) else []
+    if own := vars(record).get("fingerprint"):
+        return list(map(str, own))
     match record.name, record.funcName:
-        case _ if "fingerprint" in found:
-            return list(map(str, found["fingerprint"]))
         case "celery.worker.request", "on_timeout":
             return ["celery", "TimeLimitExceeded", task]
         case "celery.worker.request", "on_failure":
@@ -232,7 +230,7 @@ def group_of_line(record: logging.LogRecord, error: BaseException | None, task: 
         case "celery.worker.consumer.consumer", _ if error:
             # not by its text, which says at which byte
             return ["celery", "unusable message", type(error).__name__]
-    about = found.get("task") or found.get("queue") or task
+    about = tags.get("task") or tags.get("queue")
     return ["{{ default }}", str(about)] if about and not error else []
 
 
