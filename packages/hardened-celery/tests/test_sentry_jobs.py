@@ -18,7 +18,7 @@ from durable_jobs import Job
 from durable_jobs.reconcile import UNKNOWN_AFTER_SECONDS, fire_timers
 from durable_jobs.tasks import reconcile
 from hardened_celery.sentry import MONITOR
-from queue_probes.tasks import probe
+from queue_probes.probe import probe
 from tests import observed
 from tests.envelope_server import EnvelopeServer, running
 from tests.observed import jobs

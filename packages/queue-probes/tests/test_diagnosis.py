@@ -63,7 +63,7 @@ def test_full_says_for_how_long_and_is_a_fault(settings):
 
 def test_a_queue_with_a_wrong_name_is_named_and_harms_no_other(settings):
     settings.QUEUE_PROBES = {"QUEUES": ["default", "extra"]}
-    [error] = [found for found in run_checks() if found.id == "probes.E001"]
+    [error] = [found for found in run_checks() if found.id == "queue_probes.E001"]
     assert "'extra'" in error.msg
     for _ in range(2):
         probe.visit()

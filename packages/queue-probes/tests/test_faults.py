@@ -10,8 +10,8 @@ from celery import current_app
 from django.db import connections
 from django.test import Client
 
-from queue_probes import tasks
 from queue_probes.models import Node, Queue, Sample
+from queue_probes.probe import probe
 from tests.conftest import answered, states, wait_until
 from tests.fast_settings import QUEUE_PROBES
 from tests.slow import sleep
@@ -184,8 +184,8 @@ def test_an_answer_that_comes_twice_counts_once(crew):
     crew.everybody()
     row = Queue.objects.get(name="default")
     crew.signal("beat", signal.SIGKILL)
-    tasks.probe.apply_async(("default", str(row.probe)), queue="default")
-    tasks.probe.apply_async(("default", str(row.probe)), queue="default")
+    probe.apply_async(("default", str(row.probe)), queue="default")
+    probe.apply_async(("default", str(row.probe)), queue="default")
     becomes("beat_dead", ["default"])
     after = Queue.objects.get(name="default")
     assert after.answers - row.answers <= 1

@@ -12,7 +12,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from queue_probes.jobsample import sample
+from queue_probes.jobs import sample
 from queue_probes.models import JobSample, Node, Queue, Sample
 from tests.conftest import wait_until
 

@@ -4,13 +4,12 @@ from django.apps import AppConfig
 from django.core import checks
 
 
-class ProbesConfig(AppConfig):
+class QueueProbesConfig(AppConfig):
     name = "queue_probes"
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        """Let workers report, and check the settings."""
-        from queue_probes import conf, nodes
+        """Let beat send and workers report: both modules listen to Celery. Check the settings."""
+        from queue_probes import conf, nodes, probe  # noqa: F401
 
-        nodes.connect()
         checks.register(conf.check_queues)

@@ -3,12 +3,14 @@
 Spans are seconds.
 """
 
+import os
 from typing import Any
 
 from celery import current_app
 from django.conf import settings
 from django.core import checks
 
+RELEASE = os.environ.get("RELEASE", "")
 DEFAULTS: dict[str, Any] = {
     # How often beat sends a probe to each queue that has answered the last one.
     "INTERVAL": 10.0,
@@ -69,7 +71,8 @@ def known(queue: str) -> bool:
 def check_queues(**_: Any) -> list[checks.CheckMessage]:
     """Return an error for each name in `QUEUE_PROBES["QUEUES"]` that Celery would refuse."""
     text = "QUEUE_PROBES['QUEUES'] names %r, which CELERY_TASK_QUEUES does not declare."
-    return [checks.Error(text % name, id="probes.E001") for name in queues() if not known(name)]
+    wrong = (name for name in queues() if not known(name))
+    return [checks.Error(text % name, id="queue_probes.E001") for name in wrong]
 
 
 def threshold(queue: str) -> float:

@@ -1,6 +1,5 @@
 """From facts to a verdict for each queue: does it move, and if not, why."""
 
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
@@ -124,14 +123,12 @@ def alive(node: Any) -> bool:
 def full(node: Any) -> bool:
     """Tell whether every process of a worker runs a task: none is stopped, none over its time."""
     limit = current_app.conf.task_time_limit
-    if not node.oldest_at:
+    if not (node.oldest_at and 0 < node.slots <= node.active - node.stopped):
         return False
-    running = (node.now - node.oldest_at).total_seconds()
-    working = node.active - node.stopped
-    return 0 < node.slots <= working and (not limit or running < limit + conf.NODE_TTL)
+    return not limit or (node.now - node.oldest_at).total_seconds() < limit + conf.NODE_TTL
 
 
-def any_session(nodes: Iterable[Any]) -> bool:
+def any_session(nodes: list[Any]) -> bool:
     """Tell whether one of these workers, which are silent, still has its session at PostgreSQL."""
     held = {node.backend: node.seen_at for node in nodes if node.backend}
     if connection.vendor != "postgresql" or not held:

@@ -53,7 +53,13 @@ def news() -> list[tuple[Verdict, str]]:
 def tell() -> None:
     """Look at all queues and tell of what has changed; takes as long as a mail server does."""
     for verdict, before in news():
-        _change(verdict, before, "" if verdict.fine else verdict.state)
+        rows = Queue.objects.filter(name=verdict.queue)
+        after = "" if verdict.fine else verdict.state
+        claim = {"alarm": after, "alarm_before": before, "alarmed_at": Now(), "told": False}
+        if not rows.filter(alarm=before, told=True).update(**claim):
+            continue  # somebody else was faster
+        heard = after if send(verdict) else before
+        rows.filter(alarm=after).update(alarm=heard, told=True)
 
 
 class Teller:
@@ -65,7 +71,7 @@ class Teller:
     def look(self) -> None:
         if news() and self.lock.acquire(blocking=False):
             try:
-                threading.Thread(target=self._run, name="queue-probes-tell", daemon=True).start()
+                threading.Thread(target=self._run, name="queue_probes_tell", daemon=True).start()
             except RuntimeError as error:  # no more threads; the next look may find one
                 self.lock.release()
                 logger.warning("queue_probes: cannot tell: %r", error)
@@ -84,45 +90,31 @@ teller = Teller()
 os.register_at_fork(after_in_child=lambda: setattr(teller, "lock", threading.Lock()))
 
 
-def _change(verdict: Verdict, before: str, after: str) -> None:
-    rows = Queue.objects.filter(name=verdict.queue)
-    claim = {"alarm": after, "alarm_before": before, "alarmed_at": Now(), "told": False}
-    if not rows.filter(alarm=before, told=True).update(**claim):
-        return  # somebody else was faster
-    try:
-        send(verdict)
-    except Exception as error:  # a mail server says anything
-        logger.warning("queue_probes: nobody could be told of %s: %r", verdict.queue, error)
-        rows.filter(alarm=after).update(alarm=before, told=True)
-    else:
-        rows.filter(alarm=after).update(told=True)
-
-
-def send(verdict: Verdict) -> None:
-    """Log, mail and post the verdict; raise what the last way answered when none worked."""
+def send(verdict: Verdict) -> bool:
+    """Log, mail and post the verdict; return False when there are ways to tell and none worked."""
+    queue, facts = verdict.queue, verdict.as_dict()
+    subject = f"queue {queue} {'moves again' if verdict.fine else 'does not move'}"
     if verdict.fine:
-        logger.warning("queue %s moves again", verdict.queue)
+        logger.warning("queue %s moves again", queue)
     else:
-        about = {"queue": verdict.queue}
-        logger.error("queue %s is late: %s", verdict.queue, verdict.state, extra=about)
-    subject = f"queue {verdict.queue} {'moves again' if verdict.fine else 'does not move'}"
-    lines = (f"{name}: {value}" for name, value in verdict.as_dict().items())
-    body = f"{verdict.words}\n\n" + "\n".join(lines)
-    news = {"text": f"{subject}: {verdict.words}", **verdict.as_dict()}
-    ways: list[Callable[[], object]] = []
+        logger.error("queue %s is late: %s", queue, verdict.state, extra={"queue": queue})
+    body = "\n".join([verdict.words, "", *(f"{name}: {value}" for name, value in facts.items())])
+    ways: dict[str, Callable[[], object]] = {}
     if conf.WEBHOOK:
-        ways.append(lambda: post(conf.WEBHOOK, news))
+        news = {"text": f"{subject}: {verdict.words}", **facts}
+        ways["webhook"] = lambda: post(conf.WEBHOOK, news)
     if settings.ADMINS:
-        ways.append(lambda: mail_admins(subject, body))
-    failed = []
-    for way in ways:  # one that fails neither keeps the other from telling, nor has it tell again
+        ways["mail"] = lambda: mail_admins(subject, body)
+    failed = 0
+    for name, way in ways.items():  # one that fails neither stops the other nor repeats it
         try:
             way()
-        except Exception as error:
-            logger.warning("queue_probes: one way to tell of %s failed: %r", verdict.queue, error)
-            failed.append(error)
-    if failed and len(failed) == len(ways):
-        raise failed[-1]
+        except Exception as error:  # a mail server says anything
+            failed += 1
+            logger.warning("queue_probes: the %s about %s failed: %r", name, queue, error)
+    if ways and failed == len(ways):
+        logger.warning("queue_probes: nobody could be told of %s", queue)
+    return not ways or failed < len(ways)
 
 
 def post(url: str, body: dict[str, Any]) -> None:

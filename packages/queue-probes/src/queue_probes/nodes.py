@@ -19,29 +19,13 @@ from celery.worker import state
 from django.db import connection
 from django.db.models.functions import Now
 
-from queue_probes.conf import conf
+from queue_probes.conf import RELEASE, conf
+from queue_probes.incidents import teller
 from queue_probes.models import Node, Queue
-from queue_probes.tasks import RELEASE
 
 logger = logging.getLogger("queue_probes")
 # A fork waits at most this long for the thread.
 FORK_SECONDS = 1.0
-
-
-class Gate:
-    """Keeps the pool's children from being born while the thread holds some lock of a library."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.held = False
-
-    def close(self) -> None:
-        self.held = self.lock.acquire(timeout=FORK_SECONDS)
-
-    def open(self) -> None:
-        if self.held:
-            self.held = False
-            self.lock.release()
 
 
 class Reporter:
@@ -49,7 +33,9 @@ class Reporter:
 
     def __init__(self) -> None:
         self.consumer: Any = None
-        self.gate = Gate()
+        # The pool's children are not born while the thread holds some lock of a library.
+        self.gate = threading.Lock()
+        self.forking = False
         self.started = 0
         self.ended = False
 
@@ -58,20 +44,26 @@ class Reporter:
         first, self.consumer = self.consumer is None, sender
         if not first:
             return
-        gate = self.gate
-        os.register_at_fork(before=gate.close, after_in_parent=gate.open, after_in_child=gate.open)
+        after = self.after_fork
+        os.register_at_fork(before=self.before_fork, after_in_parent=after, after_in_child=after)
         atexit.register(self.leave, os.getpid())
         threading.Thread(target=self.run, name="queue_probes", daemon=True).start()
 
-    def run(self) -> None:
-        from queue_probes import incidents
+    def before_fork(self) -> None:
+        self.forking = self.gate.acquire(timeout=FORK_SECONDS)
 
+    def after_fork(self) -> None:
+        if self.forking:
+            self.forking = False
+            self.gate.release()
+
+    def run(self) -> None:
         pause = threading.Event()
         while True:
             try:
-                with self.gate.lock:
+                with self.gate:
                     self.report()
-                    incidents.teller.look()
+                    teller.look()
             except Exception as error:  # a database that is away; others see that we are silent
                 logger.warning("queue_probes: this worker cannot report: %r", error)
                 connection.close()  # and only then: the session shows that this process exists
@@ -79,42 +71,42 @@ class Reporter:
 
     def report(self) -> None:
         """Write the row of this worker."""
-        consumer = self.consumer
         if self.ended:
             return
+        consumer = self.consumer
         starts = [request.time_start for request in list(state.active_requests)]
-        oldest = min((start for start in starts if start), default=None)
-        age = timedelta(seconds=max(0.0, time.time() - oldest)) if oldest else None
+        oldest = min(filter(None, starts), default=None)
         connection.ensure_connection()
-        node = Node(
-            name=consumer.hostname[:200],
-            queues=sorted(consumer.app.amqp.queues.consume_from),
-            pid=os.getpid(),
-            release=RELEASE[:100],
-            slots=getattr(consumer.pool, "limit", 0) or 0,
-            active=len(starts),
-            stopped=stopped(consumer.pool),
-            oldest_at=Now() - age if age is not None else None,
-            backend=backend(),
-            seen_at=Now(),
-        )
-        changing = [
-            field.name for field in Node._meta.fields if field.name not in ("name", "started_at")
-        ]
+        served = sorted(consumer.app.amqp.queues.consume_from)
+        facts = {
+            "queues": served,
+            "pid": os.getpid(),
+            "release": RELEASE[:100],
+            "slots": getattr(consumer.pool, "limit", 0) or 0,
+            "active": len(starts),
+            "stopped": stopped(consumer.pool),
+            "oldest_at": oldest and Now() - timedelta(seconds=max(0.0, time.time() - oldest)),
+            # The process of PostgreSQL that serves this connection.
+            "backend": getattr(getattr(connection.connection, "info", None), "backend_pid", None),
+            "seen_at": Now(),
+        }
         Node.objects.bulk_create(
-            [node], update_conflicts=True, unique_fields=["name"], update_fields=changing
+            [Node(name=consumer.hostname[:200], **facts)],
+            update_conflicts=True,
+            unique_fields=["name"],
+            update_fields=list(facts),
         )
         # By worker, and not by queue: what one of its queues starts, the others wait for.
         if state.all_total_count[0] != self.started:
             self.started = state.all_total_count[0]
-            Queue.objects.filter(name__in=node.queues).update(moved_at=Now())
+            Queue.objects.filter(name__in=served).update(moved_at=Now())
 
     def leave(self, pid: int) -> None:
         """Take the row away: this worker ends because somebody wanted it to."""
         if pid == os.getpid():
             self.ended = True
             try:
-                Node.objects.filter(name=self.consumer.hostname, pid=pid).delete()
+                Node.objects.filter(name=self.consumer.hostname[:200], pid=pid).delete()
             except Exception as error:
                 logger.warning("queue_probes: this worker cannot say that it ends: %r", error)
             connection.close()
@@ -130,15 +122,5 @@ def stopped(pool: Any) -> int:
     return count
 
 
-def backend() -> int | None:
-    """Return the process of PostgreSQL that serves this connection."""
-    info = getattr(connection.connection, "info", None)
-    return getattr(info, "backend_pid", None)
-
-
 reporter = Reporter()
-
-
-def connect() -> None:
-    """Listen to Celery; called once, when Django has loaded its apps."""
-    signals.worker_ready.connect(reporter.start, weak=False)
+signals.worker_ready.connect(reporter.start, weak=False)

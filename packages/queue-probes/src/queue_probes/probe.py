@@ -13,14 +13,15 @@ from datetime import timedelta
 from typing import Any
 
 import celery
-from celery import current_app, signals
+from celery import current_app, shared_task, signals
 from celery.exceptions import QueueNotFound
 from django.db import Error, connection, transaction
-from django.db.models import F, Q
+from django.db.models import F
 from django.db.models.functions import Coalesce, Now
 
-from queue_probes.conf import conf, known, queues
-from queue_probes.jobsample import sample
+from queue_probes.conf import RELEASE, conf, known, queues
+from queue_probes.incidents import teller
+from queue_probes.jobs import sample
 from queue_probes.models import BOUNDS, Node, Queue, Sample
 from queue_probes.tally import tally
 
@@ -45,6 +46,21 @@ class ProbeTask(celery.Task):
         return super().apply_async(args, kwargs, **options)
 
 
+# Plain Celery, since what it proves is that messages arrive.
+@shared_task(
+    base=ProbeTask,
+    bind=True,
+    name="queue_probes.probe",
+    ignore_result=True,
+    acks_late=False,
+    time_limit=30,
+    soft_time_limit=20,
+)
+def probe(self: Any, queue: str = "", asked: str = "") -> None:
+    """Note the arrival of a probe; called without arguments, by beat, it sends them."""
+    arrived(queue, asked, self.request.hostname or "")
+
+
 class Sender:
     """A thread of beat. In the scheduler itself a broker that hangs would hold the probes up."""
 
@@ -56,13 +72,11 @@ class Sender:
         threading.Thread(target=self.run, name="queue_probes", daemon=True).start()
 
     def run(self) -> None:
-        from queue_probes import incidents
-
         pause = threading.Event()
         while True:
             try:
                 visit(alive=time.monotonic() - self.ticked < 3 * conf.INTERVAL)
-                incidents.teller.look()
+                teller.look()
                 tally()
                 sample()
             except Exception as error:  # a database that is away, for one; what it knows is stale
@@ -109,9 +123,9 @@ def visit(*, alive: bool = True) -> None:
 def look_after(name: str, connected: Any) -> None:
     """Send the probe of a queue if it is due, and note how many messages wait there."""
     row = Queue.objects.filter(name=name)
-    if probe := due(name):
+    if asked := due(name):
         try:
-            publish(name, probe, connected)
+            probe.apply_async((name, str(asked)), queue=name, connection=connected, retry=False)
         except Exception:
             row.filter(sends=1).update(outstanding_since=None)  # the next visit sends it
             raise
@@ -136,10 +150,8 @@ def due(name: str) -> uuid.UUID | None:
     """Note that a probe of this queue is sent now, and return its id; None when it is too early."""
     row = Queue.objects.filter(name=name)
     fresh = uuid.uuid4()
-    started = row.filter(outstanding_since=None).update(
-        probe=fresh, outstanding_since=Now(), sent_at=Now(), sends=1
-    )
-    if started:
+    new = {"probe": fresh, "outstanding_since": Now(), "sent_at": Now(), "sends": 1}
+    if row.filter(outstanding_since=None).update(**new):
         return fresh
     found = row.get()
     wait = min(conf.RESEND * 2 ** max(found.sends - 1, 0), conf.RESEND_MAX)
@@ -151,42 +163,33 @@ def due(name: str) -> uuid.UUID | None:
     return found.probe if again.update(sent_at=Now(), sends=F("sends") + 1) else None
 
 
-def publish(name: str, probe: uuid.UUID, connected: Any) -> None:
-    from queue_probes.tasks import probe as task
-
-    task.apply_async((name, str(probe)), queue=name, connection=connected, retry=False)
-
-
 def depth(name: str, connected: Any) -> int:
     """Return how many messages wait in the queue, without those a worker has taken."""
     with connected.channel() as channel:
         try:
-            return int(
-                current_app.amqp.queues[name](channel).queue_declare(passive=True).message_count
-            )
+            found = current_app.amqp.queues[name](channel).queue_declare(passive=True)
+            return int(found.message_count)
         except connected.channel_errors:  # it does not exist: on Redis it is empty
             return 0
 
 
-def arrived(name: str, probe: str, worker: str, release: str) -> bool:
-    """Note that a worker took the probe; return False when it had been answered before."""
+def arrived(name: str, asked: str, worker: str) -> None:
+    """Note that a worker took the probe, unless it had been answered before."""
     with transaction.atomic():
-        asked = Queue.objects.filter(Q(name=name, probe=probe)).exclude(outstanding_since=None)
-        row = asked.select_for_update().annotate(now=Now()).first()
+        rows = Queue.objects.filter(name=name, probe=asked).exclude(outstanding_since=None)
+        row = rows.select_for_update().annotate(now=Now()).first()
         if row is None or row.outstanding_since is None:
-            return False
+            return
         latency = max(0.0, (row.now - row.outstanding_since).total_seconds())
-        slot = next(number for number, bound in enumerate(BOUNDS) if latency <= bound)
-        row.buckets[slot] += 1
-        asked.update(
+        row.buckets[next(slot for slot, bound in enumerate(BOUNDS) if latency <= bound)] += 1
+        rows.update(
             outstanding_since=None,
             answered_at=Now(),
             latency=latency,
             worker=worker[:200],
-            release=release[:100],
+            release=RELEASE[:100],
             answers=F("answers") + 1,
             seconds=F("seconds") + latency,
             buckets=row.buckets,
         )
         Sample.objects.create(queue=name, latency=latency)
-    return True

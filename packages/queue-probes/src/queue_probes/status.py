@@ -1,10 +1,6 @@
-"""The page for staff: the queues, who works, what runs and what died; and its JSON.
-
-Every query reads a bounded number of rows through an index, however many jobs the table holds.
-"""
+"""The page for staff: the queues, who works, what runs, fails and died; and its JSON."""
 
 import logging
-from collections import Counter
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,35 +8,22 @@ from django.conf import settings
 from django.contrib.auth.views import redirect_to_login
 from django.core.exceptions import PermissionDenied
 from django.db.models import F, Max
-from django.db.models.functions import Now, Right, TruncMinute
+from django.db.models.functions import Now, TruncMinute
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import render
-from django.urls import NoReverseMatch, reverse
 from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_protect
 from django.views.decorators.http import require_POST, require_safe
 
-from queue_probes.conf import conf
+from queue_probes import jobs as durable
+from queue_probes.conf import RELEASE, conf
 from queue_probes.diagnosis import verdicts
-from queue_probes.jobsample import counts, dead, job_model, unfinished
 from queue_probes.models import JobSample, Node, Queue, Sample
-from queue_probes.tasks import RELEASE
 
 logger = logging.getLogger("queue_probes")
 # How far the curves go back; they have a point a minute.
 MINUTES = 180
-SHOWN = 20
 WORKERS = 100
-# Where counting ends, and among how many unfinished jobs the running ones are looked for: those
-# whose timers fire first, and a running job's fires within its lease.
-COUNTED = 5_000
-# Dead jobs are grouped, and retried by group, among the newest of them.
-DEAD = 1_000
-# More than so many jobs are not retried at once, but at this pace.
-RETRY_AT_ONCE = 100
-RETRY_PER_SECOND = 10
-TAIL_CHARS = 1000
-HEADLINE_CHARS = 150
 
 
 @never_cache
@@ -52,10 +35,7 @@ def page(request: HttpRequest) -> HttpResponse:
     user = getattr(request, "user", None)
     if user is not None and user.is_authenticated:
         raise PermissionDenied
-    try:
-        login = reverse("admin:login")
-    except NoReverseMatch:
-        login = str(settings.LOGIN_URL)
+    login = durable.admin_url("login") or str(settings.LOGIN_URL)
     return redirect_to_login(request.get_full_path(), login)
 
 
@@ -66,29 +46,28 @@ def data(request: HttpRequest) -> JsonResponse:
     if not _staff(request):
         return JsonResponse({"error": "for staff only"}, status=403)
     now = Queue.objects.annotate(now=Now()).values_list("now", flat=True).first()
-    body = {
-        "minutes": MINUTES,
-        "interval": conf.INTERVAL,
-        "release": RELEASE,
+    facts = {
         "queues": queues(now),
         "beat": beat(),
         "workers": workers(),
-        "jobs": jobs(request, now) if job_model() else None,
+        "jobs": jobs(request, now) if durable.job_model() else None,
     }
-    return JsonResponse(body)
+    known = {"minutes": MINUTES, "interval": conf.INTERVAL, "release": RELEASE}
+    return JsonResponse({**known, **facts})
 
 
 @require_POST
 @csrf_protect
 def retry(request: HttpRequest) -> JsonResponse:
     """Retry one dead job (`job`), or those of a `task`; return how many will run again."""
-    if not (_staff(request) and job_model() and _may(request, "change_job")):
+    if not (_staff(request) and durable.job_model() and _may(request, "change_job")):
         return JsonResponse({"error": "you may not retry jobs"}, status=403)
     job, task = request.POST.get("job"), request.POST.get("task")
-    known = dead().values_list("pk", "task")[:DEAD]
+    known = durable.dead().values_list("pk", "task")[: durable.DEAD]
     chosen = [pk for pk, of in known if str(pk) == job or of == task]
-    spread = 0 if len(chosen) <= RETRY_AT_ONCE else len(chosen) / RETRY_PER_SECOND
-    retried = job_model().objects.filter(pk__in=chosen, state="dead").retry(spread)
+    jobs = durable.job_model().objects.filter(pk__in=chosen, state="dead")
+    spread = jobs.pace(len(chosen))
+    retried = jobs.retry(spread)
     logger.info("user %s retried %d dead jobs: %s", request.user.pk, retried, task or job)
     return JsonResponse({"chosen": len(chosen), "retried": retried, "seconds": spread})
 
@@ -132,13 +111,10 @@ def beat() -> dict[str, Any]:
 
 def workers() -> list[dict[str, Any]]:
     """Return what each worker says of itself, and for how long it has been silent."""
+    told = ("name", "queues", "release", "slots", "active")
     return [
         {
-            "name": node.name,
-            "queues": node.queues,
-            "release": node.release,
-            "slots": node.slots,
-            "active": node.active,
+            **{name: getattr(node, name) for name in told},
             "oldest": _since(node, node.oldest_at),
             "silent": _since(node, node.seen_at),
             "fine": _since(node, node.seen_at) < conf.NODE_TTL,
@@ -154,64 +130,22 @@ def jobs(request: HttpRequest, now: datetime | None) -> dict[str, Any]:
         for row in JobSample.objects.filter(at__gt=now - timedelta(minutes=MINUTES)):
             for state, count in row.counts.items():
                 _put(curves.setdefault(state, [None] * MINUTES), now, row.at, count)
-    current = counts(COUNTED)
-    full = sum(current.values()) - current["dead"] >= COUNTED
+    current, seen = durable.counts(durable.COUNTED), _may(request, "view_job")
+    full = sum(current.values()) - current["dead"] >= durable.COUNTED
     return {
         "states": [
             {
                 "state": state,
                 "count": count,
-                "capped": count >= COUNTED if state == "dead" else full,
+                "capped": count >= durable.COUNTED if state == "dead" else full,
                 "curve": curves.get(state, []),
             }
             for state, count in current.items()
         ],
-        "running": running() if _may(request, "view_job") else None,
-        "dead": died() if _may(request, "view_job") else None,
+        "failing": durable.failing() if seen else None,
+        "running": durable.running() if seen else None,
+        "dead": durable.died() if seen else None,
         "retry": _may(request, "change_job"),
-    }
-
-
-def running() -> list[dict[str, Any]]:
-    """Return the jobs that started last, of those that run."""
-    from durable_jobs.admin_list import among
-
-    names = ("pk", "task", "queue", "worker", "progress", "message", "attempts", "started_at")
-    soonest = among(unfinished()[:COUNTED])
-    found = job_model().objects.filter(soonest, state="running").only(*names)
-    return [
-        {
-            **{name: getattr(job, name) for name in names[1:-1]},
-            "id": job.pk,
-            "seconds": _since(job, job.started_at),
-            "url": _admin(job.pk),
-        }
-        for job in found.annotate(now=Now()).order_by("-started_at")[:SHOWN]
-    ]
-
-
-def died() -> dict[str, Any]:
-    """Return the newest dead jobs by task, and of each task how many there are."""
-    tasks = Counter(dead().values_list("task", flat=True)[:DEAD])
-    groups: dict[str, list[dict[str, Any]]] = {task: [] for task in list(tasks)[:SHOWN]}
-    names = ("pk", "task", "queue", "attempts", "finished_at")
-    for job in dead().only(*names).annotate(tail=Right("error", TAIL_CHARS))[:SHOWN]:
-        lines = job.tail.strip().splitlines() or [""]
-        groups[job.task].append(
-            {
-                "id": job.pk,
-                "queue": job.queue,
-                "attempts": job.attempts,
-                "at": job.finished_at,
-                "error": lines[-1][:HEADLINE_CHARS],
-                "url": _admin(job.pk),
-            }
-        )
-    return {
-        "capped": sum(tasks.values()) >= DEAD,
-        "groups": [
-            {"task": task, "count": tasks[task], "jobs": newest} for task, newest in groups.items()
-        ],
     }
 
 
@@ -224,11 +158,3 @@ def _put(curve: list[Any], now: datetime, minute: datetime, value: Any) -> None:
 
 def _since(row: Any, moment: datetime | None) -> Any:
     return None if moment is None else max(0.0, (row.now - moment).total_seconds())
-
-
-def _admin(pk: Any) -> str:
-    """Return the job's page in the admin, "" where there is none."""
-    try:
-        return reverse("admin:durable_jobs_job_change", args=[pk])
-    except NoReverseMatch:
-        return ""

@@ -15,11 +15,11 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any
 
-from django.apps import apps
 from django.db import connections, transaction
-from django.db.models import Case, Count, F, Q, QuerySet, Sum, Value, When
+from django.db.models import Case, Count, F, Q, Sum, Value, When
 from django.db.models.functions import Now
 
+from queue_probes.jobs import job_model
 from queue_probes.models import DURATIONS, Finished, Watermark
 
 BATCH = 100_000
@@ -41,7 +41,7 @@ SELECT least(statement_timestamp() - %s * interval '1s',
 
 def tally() -> int:
     """Count a batch and return how many jobs it was; 0 where there are no durable jobs."""
-    if not apps.is_installed("durable_jobs"):
+    if job_model() is None:
         return 0
     Watermark.objects.bulk_create([Watermark(pk=1)], ignore_conflicts=True)
     with transaction.atomic():
@@ -61,9 +61,7 @@ def tally() -> int:
 
 def settled(now: datetime) -> datetime:
     """Return the instant up to which all ends show; `now` is the database's."""
-    from durable_jobs.models import Job
-
-    connection = connections[Job.objects.db]
+    connection = connections[job_model().objects.db]
     if connection.vendor != "postgresql":
         return now - timedelta(seconds=MARGIN)
     with connection.cursor() as cursor:
@@ -72,14 +70,12 @@ def settled(now: datetime) -> datetime:
     return instant
 
 
-def ended(since: datetime, until: datetime) -> "QuerySet[Any]":
+def ended(since: datetime, until: datetime) -> Any:
     """Return the jobs that ended after `since`, up to `until`."""
-    from durable_jobs.models import Job
-
-    return Job.objects.filter(finished_at__gt=since, finished_at__lte=until)
+    return job_model().objects.filter(finished_at__gt=since, finished_at__lte=until)
 
 
-def summed(jobs: "QuerySet[Any]") -> Any:
+def summed(jobs: Any) -> Any:
     """Return task, queue, state and bucket, with jobs, attempts and duration of each group."""
     # Who cancels a job may do so hours after its last attempt.
     untimed = Q(state="cancelled") | Q(started_at=None)

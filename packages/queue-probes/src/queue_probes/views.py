@@ -17,11 +17,10 @@ from django.utils.crypto import constant_time_compare
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
-from queue_probes import incidents
-from queue_probes.conf import conf
+from queue_probes.conf import RELEASE, conf
 from queue_probes.diagnosis import Verdict, verdicts
+from queue_probes.incidents import teller
 from queue_probes.probe import broker
-from queue_probes.tasks import RELEASE
 
 # Of each kind so many at once: what hangs holds up nothing else.
 AT_ONCE = 4
@@ -52,10 +51,8 @@ def ready(request: HttpRequest) -> JsonResponse:
         known = ", ".join(CHECKS)
         text = f"only={', '.join(sorted(unknown))}: there are {known}"
         return JsonResponse({"error": text}, status=400)
-    found = {name: within(name, CHECKS[name]) for name in wanted}
-    failed = {name: error for name, (_, error) in found.items()}
-    status = {name: error or "ok" for name, error in failed.items()}
-    return JsonResponse(status, status=503 if any(failed.values()) else 200)
+    found = {name: within(name, CHECKS[name])[1] or "ok" for name in wanted}
+    return JsonResponse(found, status=200 if set(found.values()) == {"ok"} else 503)
 
 
 @never_cache
@@ -130,7 +127,7 @@ def _hurry() -> None:
 
 def _queues() -> list[Verdict]:
     found = verdicts()
-    incidents.teller.look()
+    teller.look()
     return found
 
 
@@ -139,8 +136,4 @@ def _database() -> None:
         cursor.execute("SELECT 1")
 
 
-def _broker() -> None:
-    broker().release()
-
-
-CHECKS = {"database": _database, "broker": _broker}
+CHECKS = {"database": _database, "broker": lambda: broker().release()}
