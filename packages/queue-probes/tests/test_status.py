@@ -89,9 +89,10 @@ def test_staff_without_permissions_sees_numbers_and_no_job(make):
     make("running")
     make("dead")
     client = staff()
+    make("scheduled", attempts=1, error="ValueError: no card")
     told = jobs(client)
     assert {row["state"]: row["count"] for row in told["states"]}["dead"] == 1
-    assert (told["running"], told["dead"], told["retry"]) == (None, None, False)
+    assert [told[name] for name in ("failing", "running", "dead", "retry")] == [None] * 3 + [False]
     assert client.post("/status/retry", {"task": "shop.charge"}).status_code == 403
 
 
@@ -137,6 +138,25 @@ def test_what_runs_is_listed_newest_first_with_a_link_to_the_admin(operator, mak
     assert told[0]["url"] == f"/admin/durable_jobs/job/{newest.pk}/change/"
     assert (told[0]["worker"], told[0]["progress"], told[0]["message"]) == ("w@x", 40, "half")
     assert [5 <= told[0]["seconds"] < 9, 100 <= told[1]["seconds"] < 109] == [True, True]
+
+
+def test_what_keeps_failing_is_listed_with_its_last_error_and_its_next_attempt(operator, make):
+    make("scheduled")
+    make("scheduled", attempts=1)  # handed back by a worker that was stopped: it has not failed
+    make("running", attempts=2, error="ValueError: it is being tried again")
+    make(attempts=8, error="ValueError: it is dead")
+    lost = make("queued", attempts=1, error="lost with its worker w@x", due_at=ago(seconds=9))
+    error = "Traceback\n  secret line\nConnectionError: refused\n"
+    often = make("scheduled", attempts=3, error=error)
+    first, second = jobs(operator)["failing"]
+    assert (first["error"], first["attempts"], first["state"]) == (
+        "ConnectionError: refused",
+        3,
+        "scheduled",
+    )
+    assert first["url"] == f"/admin/durable_jobs/job/{often.pk}/change/"
+    assert 20 < first["seconds"] <= 30
+    assert (second["id"], second["state"], second["seconds"]) == (str(lost.pk), "queued", 0)
 
 
 def test_the_dead_are_grouped_by_task_with_the_last_line_of_their_errors(operator, make):
@@ -252,6 +272,7 @@ def test_no_query_reads_the_whole_table(operator, mail, make):
         pytest.skip("the plans are PostgreSQL's")
     for state in ("running", "queued", "dead"):
         make(state)
+    make("scheduled", attempts=1, error="ValueError: no card")
     with connection.cursor() as cursor:
         cursor.execute(
             "INSERT INTO durable_jobs_job (id, task, args, kwargs, queue, options, created_at,"
@@ -269,6 +290,6 @@ def test_no_query_reads_the_whole_table(operator, mail, make):
         for sql in (query["sql"] for query in queries if "durable_jobs_job" in query["sql"]):
             cursor.execute(f"EXPLAIN {sql}")
             plans.append("\n".join(line for (line,) in cursor.fetchall()))
-    assert len(plans) >= 8
+    assert len(plans) >= 9
     for plan in plans:
         assert "Seq Scan on durable_jobs_job" not in plan, plan

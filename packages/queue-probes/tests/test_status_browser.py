@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import signal
 from datetime import timedelta
 from pathlib import Path
@@ -135,6 +136,8 @@ def jobs(busy):
     make("scheduled", 5, task="shop.charge", attempts=2)
     error = "Traceback (most recent call last):\n  ...\nConnectionError: payments.example.com:443"
     before = {"finished_at": now - timedelta(minutes=40)}
+    make("scheduled", task="shop.charge", attempts=3, error=error)
+    make("queued", task=LONG, attempts=1, error=f"lost with its worker {node}")
     make("dead", 3, task="shop.charge", attempts=8, error=error, **before)
     make("dead", 1, task=LONG, attempts=8, error=f"ValueError: {'0123456789' * 12}")
     minute = now.replace(second=0, microsecond=0)
@@ -197,9 +200,14 @@ def test_everything_is_shown_in_words_at_every_width_without_an_error(page, jobs
     assert "✓" in text(browser, "[data-queue=high] .state")
     assert "Releases workers differ" in text(browser, "#facts")
     assert browser.ask("document.querySelectorAll('#queues path.line').length") == 4
-    assert text(browser, "[data-count=queued] strong") == "14"
+    assert text(browser, "[data-count=queued] strong") == "15"
     assert "shop.charge" in text(browser, "#running")
     assert "ConnectionError" in text(browser, "#dead")
+    first, second = text(browser, "#failing li"), text(browser, "#failing li:last-child")
+    assert re.search(
+        r"payments.example.com:443\s+(in [\d.]+ s|due now)\s+shop.charge .* 3 attempts", first
+    )
+    assert "waits for a worker" in second
     colours = [f"getComputedStyle(document.body).{key}" for key in ("color", "backgroundColor")]
     ink, paper = (sum(map(int, browser.ask(key)[4:-1].split(","))) for key in colours)
     assert (ink > paper) == look.get("dark", False)

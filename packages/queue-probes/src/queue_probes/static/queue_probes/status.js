@@ -140,6 +140,15 @@ function runningRow(job) {
   );
 }
 
+function failingRow(job) {
+  const next = job.seconds > 0 ? `in ${span(job.seconds)}` : "due now";
+  return el(
+    "li",
+    el("p.what", jobLink(job, job.error), el("strong", job.state === "queued" ? "waits for a worker" : next)),
+    el("p.quiet", `${job.task} · ${job.queue} · ${many(job.attempts, "attempt")}`),
+  );
+}
+
 function button(text, id, body, label) {
   const made = el("button", text);
   Object.assign(made, { type: "button", id, ariaLabel: label });
@@ -153,7 +162,7 @@ function deadGroup({ task, count, jobs }, { capped }, may) {
     "li",
     el("p.what", jobLink(job, job.error || "no error was kept"),
       may ? button("Retry", `retry-${job.id}`, { job: job.id }, `Retry ${task} ${job.id}`) : ""),
-    el("p.quiet", `${new Date(job.at).toLocaleString()} · ${job.queue} · ${many(job.attempts, "attempt")}`),
+    el("p.quiet", `${new Date(job.finished_at).toLocaleString()} · ${job.queue} · ${many(job.attempts, "attempt")}`),
   ));
   const older = count - jobs.length;
   return el(
@@ -189,6 +198,7 @@ function draw(news) {
   show("states", jobs && jobs.states, (all) => all.map((state) => stateCard(state, news)));
   show("dead", jobs && jobs.dead && { ...jobs.dead, may: jobs.retry }, ({ groups, may, capped }) => (
     groups.length ? groups.map((group) => deadGroup(group, { capped }, may)) : [el("p.quiet", "None.")]));
+  show("failing", jobs && jobs.failing, (all) => list(all.map(failingRow), "None."));
   show("running", jobs && jobs.running, (all) => list(all.map(runningRow), "No job runs now."));
   show("workers", workers, (all) => list(all.map((node) => workerRow(node, releases)), "No worker has reported."));
 }
