@@ -80,9 +80,13 @@ class Crew:
         if process.popen.poll() is not None:
             return
         family = process.children(recursive=True) if children else []
-        for each in [process, *family] if main else family:
+        chosen = [process, *family] if main else family
+        assert chosen, f"{name} has no children"
+        for each in chosen:
             with contextlib.suppress(psutil.NoSuchProcess):
                 each.send_signal(number)
+        if number == signal.SIGSTOP:  # the fault is real before its effect is waited for
+            wait_until(lambda: all(map(stopped, chosen)), 10, f"stop {name}: {chosen}")
 
     def end(self):
         end([process.popen for process in self.started.values()])
@@ -98,6 +102,10 @@ def end(processes):
     for process in processes:
         process.wait(10)
     wait_until(lambda: all(map(gone, alive)), 10)
+
+
+def stopped(process):
+    return process.status() == psutil.STATUS_STOPPED
 
 
 def gone(process):
