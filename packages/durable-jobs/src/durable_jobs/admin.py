@@ -18,29 +18,14 @@ from django.shortcuts import redirect
 from django.urls import URLPattern, path
 
 from durable_jobs.admin_columns import JobColumns
-from durable_jobs.admin_list import (
-    WINDOW,
-    JobChangeList,
-    QueueFilter,
-    StateFilter,
-    TaskFilter,
-)
+from durable_jobs.admin_list import WINDOW, JobChangeList, QueueFilter, StateFilter, TaskFilter
 from durable_jobs.models import Job, JobQuerySet, among
-
-RETRIABLE = (Job.State.DEAD, Job.State.CANCELLED)
+from durable_jobs.transitions import OVER
 
 
 @admin.register(Job)
 class JobAdmin(JobColumns, admin.ModelAdmin):
-    list_display = (
-        "state_badge",
-        "task",
-        "when",
-        "tries",
-        "queue",
-        "owner_link",
-        "headline",
-    )
+    list_display = ("state_badge", "task", "when", "tries", "queue", "owner_link", "headline")
     list_display_links = ("state_badge", "task")
     list_filter = (StateFilter, TaskFilter, QueueFilter)
     # What needs somebody comes first: the newest dead, then what is due.
@@ -54,25 +39,8 @@ class JobAdmin(JobColumns, admin.ModelAdmin):
     show_facets = admin.ShowFacets.NEVER
     actions = ("retry", "cancel")
     fields = readonly_fields = (
-        *(
-            "state_badge",
-            "when",
-            "timeline",
-            "task",
-            "tries",
-            "owner_link",
-            "key",
-            "queue",
-        ),
-        *(
-            "progress",
-            "message",
-            "error_text",
-            "args_",
-            "kwargs_",
-            "options_",
-            "result_",
-        ),
+        *("state_badge", "when", "timeline", "task", "tries", "owner_link", "key", "queue"),
+        *("progress", "message", "error_text", "args_", "kwargs_", "options_", "result_"),
         *("worker", "token", "idempotency_key"),
     )
 
@@ -134,17 +102,14 @@ class JobAdmin(JobColumns, admin.ModelAdmin):
     @admin.action(permissions=["verbs"], description="Retry dead and cancelled jobs")
     def retry(self, request: HttpRequest, queryset: JobQuerySet) -> None:
         jobs = self._chosen(request, queryset)
-        chosen, ended = jobs.count(), jobs.filter(state__in=RETRIABLE).count()
+        chosen, ended = jobs.count(), jobs.filter(state__in=OVER).count()
         spread = jobs.pace(ended)
         retried = jobs.retry(spread)
         over = f" over the next {spread:.0f} seconds" if spread else ""
         self._say(request, retried, f"will run again{over}.", messages.SUCCESS)
         self._say(request, chosen - ended, "left as is: neither dead nor cancelled.")
-        self._say(
-            request,
-            ended - retried,
-            "left as is: another job with the same key does it.",
-        )
+        twice = "left as is: another job with the same key does it."
+        self._say(request, ended - retried, twice)
 
     @admin.action(permissions=["verbs"], description="Cancel unfinished jobs")
     def cancel(self, request: HttpRequest, queryset: JobQuerySet) -> None:
@@ -166,15 +131,12 @@ class JobAdmin(JobColumns, admin.ModelAdmin):
 
     def get_urls(self) -> list[URLPattern]:
         view = self.admin_site.admin_view(self.verb_view)
-        return [
-            path(
-                f"<uuid:pk>/{verb}/",
-                view,
-                {"verb": verb},
-                name=f"durable_jobs_job_{verb}",
-            )
+        name = "durable_jobs_job_{}".format
+        verbs = [
+            path(f"<uuid:pk>/{verb}/", view, {"verb": verb}, name=name(verb))
             for verb in self.actions
-        ] + super().get_urls()
+        ]
+        return verbs + super().get_urls()
 
     def verb_view(self, request: HttpRequest, pk: UUID, verb: str) -> HttpResponse:
         """Do what a button of the detail page says."""
@@ -188,16 +150,8 @@ class JobAdmin(JobColumns, admin.ModelAdmin):
             self.log_change(request, job, f"{verb}: now {job.state}")
         return redirect("../change/")
 
-    def render_change_form(
-        self,
-        request: HttpRequest,
-        context: Any,
-        add: bool = False,
-        change: bool = False,
-        form_url: str = "",
-        obj: Any = None,
-    ) -> Any:
-        if obj and self.has_verbs_permission(request):
+    def render_change_form(self, request: HttpRequest, context: Any, *args: Any, **how: Any) -> Any:
+        if (obj := how.get("obj")) and self.has_verbs_permission(request):
             context["may_cancel"] = not obj.finished
-            context["may_retry"] = obj.state in RETRIABLE
-        return super().render_change_form(request, context, add, change, form_url, obj)
+            context["may_retry"] = obj.state in OVER
+        return super().render_change_form(request, context, *args, **how)

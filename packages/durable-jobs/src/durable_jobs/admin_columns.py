@@ -34,11 +34,8 @@ class JobColumns:
 
     @admin.display(description="state", ordering="state")
     def state_badge(self, job: Job) -> str:
-        return format_html(
-            '<span class="job-state job-{}">{}</span>',
-            job.state,
-            job.get_state_display(),
-        )
+        badge = '<span class="job-state job-{}">{}</span>'
+        return format_html(badge, job.state, job.get_state_display())
 
     @admin.display(description="when", ordering="due_at")
     def when(self, job: Job) -> str:
@@ -78,14 +75,12 @@ class JobColumns:
     def timeline(self, job: Job) -> str:
         names = ("created", "queued", "started", "finished")
         steps = [(name, at) for name in names if (at := getattr(job, f"{name}_at"))]
-        return format_html_join(
-            "",
-            '<span class="job-step">{} <time datetime="{}">{}</time></span>',
-            (
-                (name, at.isoformat(), f"{timezone.localtime(at):%Y-%m-%d %H:%M:%S}")
-                for name, at in steps
-            ),
+        shown = (
+            (name, at.isoformat(), f"{timezone.localtime(at):%Y-%m-%d %H:%M:%S}")
+            for name, at in steps
         )
+        step = '<span class="job-step">{} <time datetime="{}">{}</time></span>'
+        return format_html_join("", step, shown)
 
     @admin.display(description="error")
     def error_text(self, job: Job) -> str:

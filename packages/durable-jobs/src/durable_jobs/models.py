@@ -90,6 +90,12 @@ class JobQuerySet(models.QuerySet["Job"]):
         return transitions.prune(self, batch)
 
 
+# As the database holds it: a timer while the job is unfinished, an end from then on.
+_LIVE = Q(due_at__isnull=False, finished_at__isnull=True, state__in=State.values[:3])
+_OVER = Q(due_at__isnull=True, finished_at__isnull=False, state__in=State.values[3:])
+_KEY = Q(key__isnull=False, due_at__isnull=False)
+
+
 class Job(models.Model):
     """One call of a task, from the transaction that asked for it to its end."""
 
@@ -139,9 +145,7 @@ class Job(models.Model):
                 condition=Q(owner_id__isnull=False),
             ),
             models.Index(
-                "finished_at",
-                name="durable_job_finished",
-                condition=Q(finished_at__isnull=False),
+                "finished_at", name="durable_job_finished", condition=Q(finished_at__isnull=False)
             ),
             models.Index("finished_at", name="durable_job_dead", condition=Q(state="dead")),
             # Whose child dies, or who stops, finds the few jobs it holds; also by a prefix. Spelled
@@ -155,24 +159,9 @@ class Job(models.Model):
             ),
         ]
         constraints = [
-            models.UniqueConstraint(
-                "task",
-                "key",
-                name="durable_job_key",
-                condition=Q(key__isnull=False, due_at__isnull=False),
-            ),
+            models.UniqueConstraint("task", "key", name="durable_job_key", condition=_KEY),
             models.CheckConstraint(
-                name="durable_job_has_a_timer_or_an_end",
-                condition=Q(
-                    due_at__isnull=False,
-                    finished_at__isnull=True,
-                    state__in=["scheduled", "queued", "running"],
-                )
-                | Q(
-                    due_at__isnull=True,
-                    finished_at__isnull=False,
-                    state__in=["succeeded", "dead", "cancelled"],
-                ),
+                name="durable_job_has_a_timer_or_an_end", condition=_LIVE | _OVER
             ),
         ]
 

@@ -67,9 +67,8 @@ class Publisher:
 
     def reset(self) -> None:
         """Start anew, as a forked child must: its parent's thread and connection are not its."""
-        self.hints: deque[Hint] = deque(
-            maxlen=conf.PUBLISH_BACKLOG if settings.configured else None
-        )
+        most = conf.PUBLISH_BACKLOG if settings.configured else None
+        self.hints: deque[Hint] = deque(maxlen=most)
         self.timers: list[tuple[float, int, Hint]] = []
         self.numbers = count()
         self.wake = threading.Event()
@@ -159,11 +158,8 @@ class Publisher:
         self._disconnect()
         self.failures += 1
         pause = PAUSES[min(self.failures, len(PAUSES)) - 1]
-        logger.warning(
-            "durable_jobs: broker does not take hints (%r); next try in %s s, jobs are safe",
-            error,
-            pause,
-        )
+        text = "durable_jobs: broker does not take hints (%r); next try in %s s, jobs are safe"
+        logger.warning(text, error, pause)
         # When the queue is full the oldest are dropped, not what came meanwhile.
         room = len(batch) if self.hints.maxlen is None else self.hints.maxlen - len(self.hints)
         self.hints.extendleft(reversed(batch[-room:] if room else []))
@@ -224,13 +220,8 @@ def groups(hints: Iterable[Hint]) -> Iterator[list[Hint]]:
     kinds: dict[tuple[Any, ...], list[Hint]] = {}
     for hint in hints:
         limits = tuple(hint.options.get("timelimit") or ())
-        kind = (
-            hint.task,
-            hint.queue,
-            hint.options.get("priority"),
-            limits,
-            hint.attempts > 0,
-        )
+        way = (hint.task, hint.queue, hint.options.get("priority"))
+        kind = (*way, limits, hint.attempts > 0)
         kinds.setdefault(kind, []).append(hint)
     for (*_, failed), same in kinds.items():
         size = 1 if failed else min(conf.SLICE_MAX, -(-len(same) // SPREAD))
@@ -268,10 +259,7 @@ def hint_headers(hints: Sequence[Hint]) -> dict[str, Any]:
         "task": via or first.task,
         "id": job,
         "shadow": first.task if via else None,
-        "eta": None,
-        "expires": None,
-        "group": None,
-        "group_index": None,
+        **dict.fromkeys(("eta", "expires", "group", "group_index")),
         "retries": first.attempts,
         "timelimit": first.options.get("timelimit") or [None, None],
         "root_id": first.options.get("root_id") or job,

@@ -74,12 +74,9 @@ class Slice:
         self.until = time.monotonic() + min(filter(None, self._limits()), default=3600) / 4
 
     def _limits(self) -> list[float | None]:
-        task, conf = self.task, self.task.app.conf
-        usual = [
-            task.time_limit or conf.task_time_limit,
-            task.soft_time_limit or conf.task_soft_time_limit,
-        ]
-        return [*self.limits, *usual]
+        task, usual = self.task, self.task.app.conf
+        hard = task.time_limit or usual.task_time_limit
+        return [*self.limits, hard, task.soft_time_limit or usual.task_soft_time_limit]
 
     def work(self) -> Any:
         """Run them all; return what Celery's tracer said about the last, or nothing."""

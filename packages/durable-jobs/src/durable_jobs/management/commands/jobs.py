@@ -45,11 +45,8 @@ class Command(BaseCommand):
             command.add_argument("--error", help="text the error must contain")
             command.add_argument("--limit", type=positive, default=50 if verb == "list" else None)
             if verb == "retry":
-                command.add_argument(
-                    "--spread",
-                    type=float,
-                    help="seconds over which they start; by default ten jobs a second if many",
-                )
+                spread = "seconds over which they start; by default ten jobs a second if many"
+                command.add_argument("--spread", type=float, help=spread)
         commands.add_parser("show").add_argument("id")
         commands.add_parser("stats")
 

@@ -13,7 +13,7 @@ from django.db import Error, connections
 
 from durable_jobs.conf import conf
 from durable_jobs.publisher import publisher
-from durable_jobs.reconcile import loop
+from durable_jobs.reconcile import loop as passes
 
 
 class Command(BaseCommand):
@@ -21,12 +21,9 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--loop", action="store_true", help="Go on until stopped.")
-        parser.add_argument(
-            "--interval", type=float, default=conf.TICK, help="Seconds between passes."
-        )
-        parser.add_argument(
-            "--seconds", type=float, default=math.inf, help="End the loop after so many."
-        )
+        each, end = "Seconds between passes.", "End the loop after so many."
+        parser.add_argument("--interval", type=float, default=conf.TICK, help=each)
+        parser.add_argument("--seconds", type=float, default=math.inf, help=end)
 
     def handle(
         self, *args: Any, loop: bool, interval: float, seconds: float, **options: Any
@@ -34,7 +31,7 @@ class Command(BaseCommand):
         # Reconcilers are registered where tasks are, which only workers import by themselves.
         current_app.loader.import_default_modules()
         if not loop:
-            self.stdout.write(str(run_pass()))
+            self.stdout.write(str(passes.run_once()))
             publisher.flush()
             return
         # With a handler of its own it also ends as the first process of a container; but only when
@@ -45,15 +42,10 @@ class Command(BaseCommand):
         end = time.monotonic() + seconds
         while not stop.is_set() and (begin := time.monotonic()) < end:
             try:
-                done = run_pass()
+                done = passes.run_once()
                 if done.moved or done.inserted or done.pruned:
                     self.stdout.write(str(done))
             except Error as error:  # a database that restarts must not end the service
                 self.stderr.write(f"pass failed: {error}")
                 connections[conf.DATABASE].close()
             stop.wait(max(0.0, interval - (time.monotonic() - begin)))
-
-
-def run_pass() -> Any:
-    """Run one pass."""
-    return loop.run_once()
