@@ -50,10 +50,6 @@ class Asked:
     final: bool = False
 
 
-def _nobody_listens(mine: "Attempt") -> None:
-    return None
-
-
 @dataclass(eq=False)
 class Attempt:
     """The job that runs: id, token of the claim, arguments; `checkpoint()` and `wait_for()`."""
@@ -79,7 +75,7 @@ class Attempt:
     message: str = ""
     reported: float = 0.0
     #: Who hears of the progress: the heartbeat that keeps it alive.
-    report: Callable[["Attempt"], None] = _nobody_listens
+    report: Callable[["Attempt"], None] | None = None
 
     def __str__(self) -> str:
         return f"{self.task.name}[{self.id}] attempt {self.attempts}"
@@ -104,7 +100,8 @@ class Attempt:
         self.message = storable(message)[:200]
         if self.lost:
             raise LeaseLost(f"{self} was cancelled or given to another worker")
-        self.report(self)
+        if self.report:
+            self.report(self)
 
     def wait_for(self, jobs: Any, pause: float = 5.0) -> None:
         """Let the job come back in `pause` seconds while any of these is unfinished: a fan-in.

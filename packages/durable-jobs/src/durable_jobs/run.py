@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime
+from traceback import format_exception_only
 from typing import Any
 
 from celery.exceptions import Ignore, Reject, Retry
@@ -240,7 +241,7 @@ def _fail(mine: Attempt, failed: Failed) -> Outcome:
     coming = again if state == State.SCHEDULED else f"the job is {state}"
     limit = max(mine.max_attempts, mine.asked.limit)
     name = f"{mine} of {limit}" if limit < UNBOUNDED else str(mine)
-    said = f"{type(error).__name__}: {' '.join(str(error).split())[:SAID_CHARS]}"
+    said = " ".join("".join(format_exception_only(error)).split())[:SAID_CHARS]
     text = "durable_jobs: %s failed at %s: %s; %s. See `manage.py jobs show %s`"
     logger.warning(text, name, place(error), said, coming, mine.id)
     return replace(failed, state=state)
