@@ -45,6 +45,34 @@ def test_bad_answer_is_refused_in_one_line_and_leaves_nothing(
     assert [path for path in tmp_path.iterdir() if not path.name.startswith(".")] == []
 
 
+@pytest.mark.parametrize(
+    "answers",
+    [
+        {"python_version": "3.10"},
+        {"django_version": "4.2"},
+        {"broker": "kafka"},
+        {"example_app": "perhaps"},
+    ],
+    ids=str,
+)
+def test_answer_that_is_no_choice_is_refused_in_one_line(
+    tmp_path: Path, template: Path, answers: dict[str, str]
+) -> None:
+    """By cookiecutter itself, below a traceback of its own: no hook of ours runs before."""
+    done = cookiecutter(template, tmp_path, **answers)
+    ((name, value),) = answers.items()
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode != 0
+    assert last.startswith(f"ValueError: {value} provided for ")
+    assert name in last
+    assert [path for path in tmp_path.iterdir() if not path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize(("said", "there"), [("no", False), ("0", False), ("y", True)])
+def test_example_is_a_yes_or_no(bake, said: str, there: bool) -> None:
+    assert (bake(example_app=said) / "notes").exists() == there
+
+
 STRANGE = [
     'He said "hi"',
     "It's mine",

@@ -77,7 +77,8 @@ SUITES = [
 def test_baked_project_passes_its_own_tests(bake: Bake, answers: dict[str, object]) -> None:
     project = bake(**answers)
     python = interpreter(str(answers["django_version"]))
-    run("make", "test", cwd=project, ARGS="-W error", timeout=300, **python)
+    strict = "-W error -W 'ignore:No directory at:UserWarning'"
+    run("make", "test", cwd=project, ARGS=strict, timeout=300, **python)
 
 
 def test_example_stands_outages_and_odd_input(bake: Bake) -> None:
