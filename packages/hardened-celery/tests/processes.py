@@ -70,30 +70,50 @@ class Worker:
                 os.killpg(group, signal.SIGKILL)
 
 
-@contextmanager
-def running_worker(
-    log: Path, environment: dict[str, str], *options: str, ready: bool = True, **how: Any
-) -> Iterator[Worker]:
-    """Run `hardened-celery worker`; its output goes to `log`, and is shown if the test fails.
+def launcher(*command: str | Path, cwd: Path = ROOT, **environment: str) -> tuple[int, str]:
+    """Run the launcher for a moment; return its exit code and what it said."""
+    without = {name: value for name, value in os.environ.items() if name != "CELERY_APP"}
+    done = subprocess.run(
+        command, env=without | environment, stderr=subprocess.PIPE, text=True, cwd=cwd
+    )
+    return done.returncode, done.stderr
 
-    `environment` is the fixture `project_environment`, `options` are the launcher's and Celery's;
-    `tests.tasks` is loaded; `how` is for `subprocess.Popen`. The launcher leads a process group,
-    which a test can signal as a terminal does.
+
+@contextmanager
+def start(
+    log: Path, command: list[str], environment: dict[str, str], **how: Any
+) -> Iterator[Worker]:
+    """Run a launcher; its output goes to `log`, and is shown if the test fails.
+
+    It leads a process group, which a test can signal as a terminal does; `how` is for Popen.
     """
-    # mingling takes a second, in which a worker looks for others
-    usual = "-I", "tests.tasks", "-l", "info", "--without-mingle"
-    command = [*LAUNCHER, "worker", "-A", "tests.app", *options, *usual]
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, env=environment, stdout=output, stderr=output, start_new_session=True, **how
         )
     worker = Worker(process, log)
     try:
-        if ready:
-            worker.wait_ready()
         yield worker
     except BaseException:
         print(f"--- {log.name}\n{worker.text()}")
         raise
     finally:
         worker.kill()
+
+
+@contextmanager
+def running_worker(
+    log: Path, environment: dict[str, str], *options: str, ready: bool = True, **how: Any
+) -> Iterator[Worker]:
+    """Run `hardened-celery worker` for the tests' project, until it is ready.
+
+    `environment` is the fixture `project_environment`, `options` are the launcher's and Celery's;
+    `tests.tasks` is loaded.
+    """
+    # mingling takes a second, in which a worker looks for others
+    usual = "-I", "tests.tasks", "-l", "info", "--without-mingle"
+    command = [*LAUNCHER, "worker", "-A", "tests.app", *options, *usual]
+    with start(log, command, environment, **how) as worker:
+        if ready:
+            worker.wait_ready()
+        yield worker

@@ -20,7 +20,7 @@ import pytest
 import hardened_celery
 from tests import tasks
 from tests.app import app
-from tests.processes import LAUNCHER, Worker, children, running_worker, wait_until
+from tests.processes import LAUNCHER, Worker, children, launcher, running_worker, wait_until
 
 pytestmark = pytest.mark.faults
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the kernel must offer it")
@@ -74,13 +74,6 @@ def to_the_group(worker: Worker) -> None:
 def from_all_sides(worker: Worker) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         worker.send(number)
-
-
-def launcher(*command: str, **environment: str) -> tuple[int, str]:
-    """Run the launcher for a moment; return its exit code and what it said."""
-    without = {name: value for name, value in os.environ.items() if name != "CELERY_APP"}
-    done = subprocess.run(command, env=without | environment, stderr=subprocess.PIPE, text=True)
-    return done.returncode, done.stderr
 
 
 @pytest.mark.parametrize("stop", [to_the_launcher, to_the_group, from_all_sides])

@@ -37,7 +37,6 @@ class Parser(argparse.ArgumentParser):
     """Reads the command line; says in one line what is wrong with it."""
 
     def __init__(self, form: str) -> None:
-        """Define what both forms understand."""
         super().__init__(
             prog=f"hardened-celery {form}",
             usage=argparse.SUPPRESS,
@@ -55,7 +54,6 @@ class Parser(argparse.ArgumentParser):
         add("--heartbeat", type=Path, metavar="FILE", default=given, help=text)
 
     def add_seconds(self, name: str, default: str, text: str) -> None:
-        """Define an option in seconds."""
         self.add_argument(f"--{name}", type=seconds, default=default, metavar="SECONDS", help=text)
 
     def heartbeat(self, options: argparse.Namespace) -> Path:
@@ -63,12 +61,10 @@ class Parser(argparse.ArgumentParser):
         return options.heartbeat or heartbeat_file.usual_place(options.app, options.node)
 
     def error(self, message: str) -> NoReturn:
-        """Exit with 2."""
         self.exit(2, f"{self.prog}: {message}\n")
 
 
 def seconds(text: str) -> float:
-    """Parse a positive number of seconds."""
     with suppress(ValueError):
         if 0 < (value := float(text)) < math.inf:
             return value
@@ -76,7 +72,6 @@ def seconds(text: str) -> float:
 
 
 def run_worker(arguments: list[str]) -> int:
-    """Run a worker; return the exit code."""
     parser = Parser("worker")
     grace = os.environ.get("WORKER_GRACE_SECONDS") or "60"
     parser.add_seconds("grace", grace, "for tasks that run at the end; WORKER_GRACE_SECONDS or 60")
@@ -112,7 +107,6 @@ def run_worker(arguments: list[str]) -> int:
 
 
 def check(arguments: list[str]) -> int:
-    """Run `check`; return the exit code."""
     parser = Parser("check")
     parser.add_seconds("max-age", "120", "how old the heartbeat may be; 120")
     options = parser.parse_args(arguments)

@@ -11,7 +11,6 @@ class HardenedCeleryConfig(AppConfig):
     verbose_name = "hardened Celery"
 
     def ready(self) -> None:
-        """Register the checks."""
         from hardened_celery.checks import check_celery, check_debug
 
         checks.register(check_celery, "celery")

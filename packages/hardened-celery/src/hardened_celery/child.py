@@ -9,7 +9,6 @@ from celery import maybe_patch_concurrency
 
 
 def main() -> None:
-    """Run Celery's command."""
     # First, as Celery does: gevent has to patch modules before anything imports them.
     maybe_patch_concurrency()
 

@@ -81,15 +81,12 @@ class Heartbeat(bootsteps.StartStopStep):
         return True
 
     def note_ready(self, **_signal: object) -> None:
-        """Make the file that says that this worker has reached its broker."""
         self.ready.touch()
 
     def turn(self) -> None:
-        """Note that the event loop came round."""
         self.turned = True
 
     def came_round(self) -> bool:
-        """Tell whether the event loop came round since the last call."""
         turned, self.turned = self.turned, False
         return turned
 

@@ -42,7 +42,6 @@ class Stop:
         self.deadline = math.inf
 
     def ask(self, stage: int, why: str) -> None:
-        """Go to a stage and send what belongs to it."""
         self.stage = min(stage, KILLED)
         self.since = time.monotonic()
         self.deadline = self.since + self.patience[self.stage]
@@ -58,7 +57,6 @@ class Stop:
             send(self.pid, number)
 
     def on_signal(self, number: int) -> None:
-        """Do what somebody who signals the launcher wants."""
         name = signal.Signals(number).name
         if number in PASSED_ON:
             os.kill(self.pid, number)
@@ -68,7 +66,6 @@ class Stop:
             self.ask(KILLED if self.stage >= COLD else self.stage + 1, name)
 
     def on_time(self) -> None:
-        """Go on when this stage has taken too long."""
         if time.monotonic() >= self.deadline:
             self.ask(self.stage + 1, "time is up")
 
@@ -131,7 +128,6 @@ def die_with_us() -> Callable[[], None] | None:
 
 
 def run(celery: list[str], heartbeat: Path, grace: float, margin: float) -> int:
-    """Run Celery until it ends; return the exit code."""
     wake = wake_on_signals()
     process = subprocess.Popen(
         celery,

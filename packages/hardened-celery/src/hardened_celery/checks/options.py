@@ -61,12 +61,10 @@ def spelled(app: Celery, key: str) -> str:
 
 
 def setting(app: Celery, key: str) -> str:
-    """Return a setting's name and value."""
     return f"{spelled(app, key)} = {app.conf[key]!r}"
 
 
 def transport(app: Celery) -> str:
-    """Return the scheme of the broker's URL."""
     return str(app.connection_for_write().transport_cls)
 
 
