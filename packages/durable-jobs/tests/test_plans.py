@@ -1,7 +1,7 @@
 """Each statement of the protocol finds its rows through an index, however many there are.
 
 A small table, on which PostgreSQL may not scan: what has no index to use scans it nevertheless.
-`make bench ARGS=plans` looks at ten million rows, and lets the planner choose.
+`make bench ARGS="plans --rows 10000000"` looks at so many rows, and lets the planner choose.
 """
 
 import pytest
