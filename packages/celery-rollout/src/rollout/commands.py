@@ -82,7 +82,7 @@ def rollback(platform: Platform, options: argparse.Namespace) -> int:
         raise RefusedError(f"there is no release {target}; there are: {there}")
     to_it = Deploy(platform, target, options.patience)
     try:
-        to_it.ask(target, "check", stdin="{}")  # where this fails nothing could be started
+        to_it.ask(target, "check", stdin="null")  # where this fails nothing could be started
     except StepError as error:
         raise RefusedError(f"{target} could not run now, so nothing was changed: {error}") from None
     if options.dry_run:

@@ -1,16 +1,9 @@
 """From what runs to one release: the steps of a deploy, each of which may be given again."""
 
 import json
-import re
 
 from rollout.platform import Platform
 from rollout.shell import StepError, say
-
-NO_MIGRATION = "a model has no migration: `manage.py makemigrations` makes it, commit it"
-BREAKING = (
-    "a migration breaks the release that runs; deploy/README.md says how to split it, and how to"
-    " say that you have thought of it"
-)
 
 
 class Deploy:
@@ -38,21 +31,8 @@ class Deploy:
         sent = [self.tasks(other) for other in sorted(beside)]
         for tasks in sent or ["{}"]:
             say(self.ask(self.release, "check", *gone, stdin=tasks))
-        self.manage("makemigrations --check --dry-run", NO_MIGRATION)
-        if beside:
-            self.manage("lintmigrations --unapplied-migrations --quiet ok ignore", BREAKING)
         self.tasks(self.release)
         say("checked: settings, database, broker, tasks, migrations")
-
-    def manage(self, command: str, otherwise: str) -> None:
-        """Run manage.py of the release; raise StepError with `otherwise` when it fails."""
-        try:
-            self.platform.inside(self.release, "manage.py", *command.split())
-        except StepError as error:
-            # neither what was asked, nor what is in order
-            noise = re.compile(r"`manage\.py|\*\*\*|(Valid|Erroneous|Ignored|Migrations with)\b|{")
-            lines = [line for line in str(error).splitlines() if line and not noise.match(line)]
-            raise StepError("\n".join([otherwise, *lines])) from None
 
     def tasks(self, release: str) -> str:
         """Return its answer to `tasks`, noted when it is deployed: later it may be unable to."""

@@ -46,7 +46,7 @@ def issues() -> list[str]:
 
     found: list[str] = []
 
-    class Linter(MigrationLinter):  # type: ignore[misc]
+    class Linter(MigrationLinter):
         def print_linting_msg(self, app: str, name: str, verdict: str, _: Any) -> None:
             self.current, self.verdict = f"{app} {name}", verdict
 
@@ -72,10 +72,10 @@ def issues() -> list[str]:
             return "\n".join(statements).splitlines()
 
     # Nothing is asked of a server: what was applied, its version, how it quotes.
-    MigrationRecorder.applied_migrations = lambda self: {}  # type: ignore[method-assign,assignment]
+    MigrationRecorder.applied_migrations = lambda self: {}  # type: ignore[method-assign]
     connection.__dict__["pg_version"] = 160_000
     quote = connection.schema_editor(collect_sql=True).quote_value
-    connection.ops.compose_sql = lambda sql, params: (  # type: ignore[method-assign]
+    connection.ops.__dict__["compose_sql"] = lambda sql, params: (
         sql % tuple(map(quote, params)) if params else sql
     )
     options = getattr(settings, "MIGRATION_LINTER_OPTIONS", {})

@@ -2,8 +2,9 @@
 
   python -m rollout.release tasks                print its tasks and their parameters, as JSON
   python -m rollout.release check [GONE...]      can it run, and run what another release sends?
-                                                 Reads the other's `tasks`; GONE: tasks and queues
-                                                 to which nobody sends any more
+                                                 Reads the other's `tasks`, or {}, or null: of no
+                                                 matter; GONE: tasks and queues to which nobody
+                                                 sends any more
   python -m rollout.release migrate              apply migrations; wait for no lock for long
   python -m rollout.release workers NAME SECONDS wait until NAME has a worker on each queue
   python -m rollout.release queues NAME SECONDS  wait until NAME has answered a probe of each queue
@@ -12,12 +13,14 @@ Exit code 1: no, and the lines printed say why. Else they say what is unusual.
 The Celery app is `app` of `[tool.rollout]` in the release's pyproject.toml, else `config`.
 """
 
+import io
 import json
 import math
 import os
+import re
 import sys
 import tomllib
-from contextlib import suppress
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +29,7 @@ import django
 from celery import current_app
 from celery.app.utils import find_app
 from django.core import checks
-from django.core.management import call_command
+from django.core.management import CommandError, call_command
 from django.db import Error, connection
 from django.db.backends.signals import connection_created
 
@@ -38,6 +41,14 @@ APP = "config"
 LOCK_SECONDS = 5
 # Warnings of Django with which every page is an error, or sessions are open to guesses.
 FATAL = ("security.W009", "security.W020")
+NO_MIGRATION = "a model has no migration: `manage.py makemigrations` makes it, commit it"
+BREAKING = (
+    "a migration breaks the release that runs; deploy/README.md says how to split it, and how to"
+    " say that you have thought of it"
+)
+LINT = "lintmigrations --unapplied-migrations --quiet ok ignore"
+# What the linter says of what is in order.
+NOISE = re.compile(r"\*\*\*|(Valid|Erroneous|Ignored|Migrations with)\b|{")
 # Variables that workers and web read by themselves, when they start; each has to be more than that.
 NUMBERS: dict[str, tuple[type[int] | type[float], int]] = {
     "WORKER_GRACE_SECONDS": (float, 10),
@@ -101,17 +112,35 @@ def doubts() -> list[str]:
     ]
 
 
-def may_deploy(other: dict[str, Any], gone: set[str]) -> tuple[list[str], list[str]]:
-    """Return what keeps this release from running beside the other one, and what is unusual."""
+def may_run(other: dict[str, Any] | None, gone: set[str]) -> tuple[list[str], list[str]]:
+    """Return what keeps this release from running, beside the other one, and what is unusual.
+
+    None: whatever else runs, as after a rollback, which has to be possible.
+    """
     missing, rest = found_in_settings()
     missing += no_broker() + no_database()
-    # Before the first deploy there are not even tables.
-    if other and not missing:
+    if missing or other is None:
+        return missing, rest
+    if other:  # before the first deploy there are not even tables
         rest += [f"not well before the deploy: {line}" for line in doubts()]
         for name in sorted(gone - {*other["tasks"], *other["queues"]}):
             rest.append(f"--gone {name}: the release that runs has no such task or queue")
-        missing = check(other, gone) + migrations()
-    return missing, rest
+        missing += check(other, gone)
+        missing += migrations() or complaints(BREAKING, LINT)
+    return missing + complaints(NO_MIGRATION, "makemigrations --check --dry-run"), rest
+
+
+def complaints(why: str, command: str) -> list[str]:
+    """Return `why` and what a command of manage.py prints when it fails; [] when it does not."""
+    said = io.StringIO()
+    try:
+        with redirect_stdout(said), redirect_stderr(said):
+            call_command(*command.split())
+    except (SystemExit, CommandError) as error:
+        lines = [line for line in said.getvalue().splitlines() if line and not NOISE.match(line)]
+        lines += [str(error)] if isinstance(error, CommandError) else []
+        return [why, *lines] if getattr(error, "code", 1) else []
+    return []
 
 
 def migrate() -> None:
@@ -144,7 +173,7 @@ def main(command: str, *arguments: str) -> int:
     elif command == "migrate":
         migrate()
     elif command == "check":
-        missing, rest = may_deploy(json.load(sys.stdin), set(arguments))
+        missing, rest = may_run(json.load(sys.stdin), set(arguments))
     else:
         look = signs.without_worker if command == "workers" else signs.without_answer
         missing, rest = signs.wait(partial(look, arguments[0]), float(arguments[1]))
