@@ -46,6 +46,7 @@ BREAKING = (
     "a migration breaks the release that runs; deploy/README.md says how to split it, and how to"
     " say that you have thought of it"
 )
+MAKE = "makemigrations --check --dry-run --noinput"
 LINT = "lintmigrations --unapplied-migrations --quiet ok ignore"
 # What the linter says of what is in order.
 NOISE = re.compile(r"\*\*\*|(Valid|Erroneous|Ignored|Migrations with)\b|{")
@@ -127,7 +128,7 @@ def may_run(other: dict[str, Any] | None, gone: set[str]) -> tuple[list[str], li
             rest.append(f"--gone {name}: the release that runs has no such task or queue")
         missing += check(other, gone)
         missing += migrations() or complaints(BREAKING, LINT)
-    return missing + complaints(NO_MIGRATION, "makemigrations --check --dry-run"), rest
+    return missing + complaints(NO_MIGRATION, MAKE), rest
 
 
 def complaints(why: str, command: str) -> list[str]:
