@@ -40,11 +40,14 @@ def project_environment(transactional_db: None) -> dict[str, str]:
 def ask() -> Ask:
     """Return a function that asks the project a question, as a deploy asks a release."""
 
-    def asked(*question: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    def asked(
+        *question: str, stdin: str = "", **environment: str
+    ) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
             [sys.executable, "-m", "rollout.release", *question],
             cwd=PACKAGE,
             env=os.environ | environment,
+            input=stdin,
             capture_output=True,
             text=True,
             timeout=120,

@@ -15,7 +15,7 @@ DATABASES = {
     }
 }
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
-SECRET_KEY = "only-for-tests"
+SECRET_KEY = "only-for-tests-" * 4
 ALLOWED_HOSTS = ["localhost"]
 USE_TZ = True
 INSTALLED_APPS = [

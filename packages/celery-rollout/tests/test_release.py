@@ -297,6 +297,19 @@ def test_a_release_can_run_what_it_sends_itself(ask: Ask) -> None:
     assert check(found, set()) == []
 
 
+@pytest.mark.django_db(transaction=True)
+def test_a_release_may_run_beside_itself_and_not_beside_one_that_sends_more(
+    project_environment: dict[str, str], ask: Ask
+) -> None:
+    sent = ask("tasks").stdout
+    for other in (sent, "{}", "null"):
+        done = ask("check", stdin=other, **project_environment)
+        assert done.returncode == 0, done.stdout + done.stderr
+    done = ask("check", stdin=sent.replace("tests.sleep", "tests.gone"), **project_environment)
+    assert done.returncode == 1
+    assert done.stdout.startswith("tests.gone does not exist")
+
+
 def test_bound_tasks_are_listed_without_self() -> None:
     assert [p.name for p in tasks()["queue_probes.probe"]] == ["queue", "asked"]
 
