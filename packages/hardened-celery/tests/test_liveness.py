@@ -18,7 +18,7 @@ from tests.app import app
 from tests.processes import LAUNCHER, children, running_worker, wait_until
 
 pytestmark = pytest.mark.faults
-MAX_AGE = 3 * SECONDS
+MAX_AGE = 6 * SECONDS  # on a machine that is busy with other things; 120 s are usual
 
 
 def check(*options: str) -> tuple[int, str]:
@@ -52,9 +52,9 @@ def test_the_heartbeat_is_fresh_while_tasks_run_and_a_stopping_worker_waits_for_
     options = "-c", "1", "-P", pool, "--heartbeat", str(file)
     with running_worker(tmp_path / "worker.log", project_environment, *options) as worker:
         wait_until(file.exists)
-        tasks.burn.delay("busy", 7)
+        tasks.burn.delay("busy", 15)
         wait_until(lambda: tasks.count("start"))
-        assert oldest(file, worker.process, 3) < MAX_AGE
+        assert oldest(file, worker.process, 7) < MAX_AGE
         worker.send(signal.SIGTERM)
         assert oldest(file, worker.process, 30) < MAX_AGE
         assert worker.wait() == 0
@@ -170,7 +170,7 @@ def stale(file: Path) -> bool:
 def test_the_heartbeat_of_beat_stops_when_it_is_stopped(tmp_path: Path) -> None:
     file = tmp_path / "heartbeat"
     with running_beat(tmp_path, file) as beat:
-        assert oldest(file, beat, 3) < MAX_AGE
+        assert oldest(file, beat, 7) < MAX_AGE
         beat.send_signal(signal.SIGSTOP)
         wait_until(lambda: stale(file), what="a stopped beat is noticed")
         beat.send_signal(signal.SIGCONT)
@@ -198,7 +198,7 @@ def test_a_beat_whose_scheduler_hangs_goes_stale_and_ends_and_says_where_it_was(
     file, hang = tmp_path / "heartbeat", tmp_path / "hang"
     options = "-S", "tests.observed.schedulers:Hanging"
     with running_beat(tmp_path, file, *options, HANG_FILE=str(hang)) as beat:
-        assert oldest(file, beat, 3) < MAX_AGE
+        assert oldest(file, beat, 7) < MAX_AGE
         hang.touch()
         wait_until(lambda: stale(file), what="a scheduler that hangs is noticed")
         assert beat.wait(30) == 1
