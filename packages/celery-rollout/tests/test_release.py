@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from django.db import connection, transaction
 from django.db.models.functions import Now
+from django.test import modify_settings
 from hypothesis import HealthCheck, assume, given
 from hypothesis import settings as tried
 from hypothesis import strategies as st
@@ -23,6 +24,7 @@ from queue_probes.models import Node, Queue
 from rollout.release import doubts, found_in_settings
 from rollout.signs import now, without_answer, without_worker
 from rollout.tasks import Parameter, check, refusals, tasks
+from rollout.tasks import queues as queues_of_release
 from tests.app import sleep
 from tests.conftest import Ask, Crew, wait_until
 
@@ -308,6 +310,17 @@ def test_a_release_may_run_beside_itself_and_not_beside_one_that_sends_more(
     done = ask("check", stdin=sent.replace("tests.sleep", "tests.gone"), **project_environment)
     assert done.returncode == 1
     assert done.stdout.startswith("tests.gone does not exist")
+
+
+def test_without_probes_nobody_says_that_work_moves() -> None:
+    with modify_settings(INSTALLED_APPS={"remove": ["queue_probes", "durable_jobs"]}):
+        assert without_answer("r1", now()) == (
+            [],
+            ["queue_probes is not installed: nothing shows that work moves"],
+        )
+        assert (doubts(), queues_of_release()) == ([], ["control", "default", "high", "low"])
+        # Asked over the broker: no worker runs here.
+        assert len(without_worker("r1", now())[0]) == 4
 
 
 def test_bound_tasks_are_listed_without_self() -> None:

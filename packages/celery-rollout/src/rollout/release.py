@@ -178,7 +178,7 @@ def main(command: str, *arguments: str) -> int:
     else:
         look = signs.without_worker if command == "workers" else signs.without_answer
         missing, rest = signs.wait(partial(look, arguments[0]), float(arguments[1]))
-        if command == "queues":
+        if command == "queues" and signs.probed():
             rest.append(f"it has answered a probe of every {'other ' if rest else ''}queue")
     print("\n".join(missing or rest))
     return bool(missing)
