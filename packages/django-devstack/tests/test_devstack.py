@@ -163,6 +163,18 @@ def test_run_uses_the_stack_that_is_up(project):
     assert (done.stdout.strip(), done.returncode) == (project.state["database_url"], 3)
 
 
+def test_run_from_a_folder_below_runs_the_command_there(project):
+    code = "import os; print(os.getcwd(), os.environ['DATABASE_URL'])"
+    done = subprocess.run(
+        [*project.devstack, "run", "--", sys.executable, "-c", code],
+        cwd=project.folder / "greetings",
+        env=project.environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split() == [f"{project.folder}/greetings", project.state["database_url"]]
+
+
 @pytest.mark.faults
 @pytest.mark.parametrize("names", [("worker", "web", "beat"), ("postgres", "valkey", "control")])
 def test_killed_processes_come_back(project, names):
@@ -175,6 +187,8 @@ def test_killed_processes_come_back(project, names):
         wait_until(lambda name=name: project.pids[name] != before[name], 10)
     project.run_task()
     assert get(f"{project.state['web']}health") == 200
+    # their logs stay in their files
+    assert not re.search(r"^(postgres|valkey) *\|", project.text, re.MULTILINE)
 
 
 @pytest.mark.faults

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import environ
 
@@ -26,12 +27,15 @@ def up(project: Project, *, services_only: bool) -> int:
     stack = prepared(project, console)
     try:
         stack.start_services()
+        watch = None
         if not services_only:
             stack.prepare_database()
+            # what is saved while they start is news to them
+            watch = Watch(project.root)
             stack.start_programs()
         stack.announce()
         console.say(f"ready after {time.monotonic() - start:.1f} s\n{welcome(stack)}")
-        supervise(stack, services_only=services_only)
+        supervise(stack, watch)
     except StoppedError:
         pass
     except StackError as problem:
@@ -47,6 +51,7 @@ def run(project: Project, command: list[str]) -> int:
     """Run a command on the stack that is up, or on services of its own; return its exit code."""
     if not shutil.which(command[0]):
         raise StackError(f"{command[0]}: no such program")
+    here = Path.cwd()
     try:
         stack = prepared(project, Console(sys.stderr))
     except StackError:
@@ -54,6 +59,7 @@ def run(project: Project, command: list[str]) -> int:
         if not environment.exists():
             raise
         environ.Env.read_env(environment, overwrite=True)
+        os.chdir(here)
         os.execvp(command[0], command)  # noqa: S606
     try:
         stack.start_services()
@@ -61,7 +67,7 @@ def run(project: Project, command: list[str]) -> int:
             # ours, and maybe empty; a database of yours is migrated by `make up` or by you
             stack.prepare_database()
         stack.announce()
-        return execute(command, stack)
+        return execute(command, here, stack)
     except StoppedError:
         return 130
     finally:
@@ -78,9 +84,9 @@ def prepared(project: Project, console: Console) -> Stack:
     return Stack(project, console)
 
 
-def execute(command: list[str], stack: Stack) -> int:
+def execute(command: list[str], here: Path, stack: Stack) -> int:
     """Run a command in the foreground; it gets Ctrl-C from the terminal, and SIGTERM from here."""
-    process = subprocess.Popen(command)
+    process = subprocess.Popen(command, cwd=here)
     while process.poll() is None:
         if stack.terminated:
             process.terminate()
@@ -88,12 +94,11 @@ def execute(command: list[str], stack: Stack) -> int:
     return process.returncode if process.returncode >= 0 else 128 - process.returncode
 
 
-def supervise(stack: Stack, *, services_only: bool) -> None:
+def supervise(stack: Stack, watch: Watch | None) -> None:
     """Keep everything running until somebody asks for the end; reload when source changes."""
     supervisor, reloader = Supervisor(stack.processes, stack.console), None
-    if not services_only:
+    if watch:
         names = ("web", *stack.project.workers, *(["beat"] if stack.project.beat else []))
-        watch = Watch(stack.project.root)
         reloader = Reloader(watch, stack.inside("check"), supervisor, names)
     while not stack.signals:
         time.sleep(TICK_SECONDS)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TextIO
 
 COLOURS = {"web": 36, "worker": 32, "control": 33, "beat": 35, "flower": 34, "stack": 1}
+QUIET = {"postgres", "valkey", "rabbitmq", "epmd"}  # their logs stay in their files
 WIDTH = 8
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 WARNINGS = re.compile(r"(?<!gunicorn\.)(warning|error|critical)", re.IGNORECASE)
@@ -70,6 +71,8 @@ class Console:
         self.follow([log])
 
     def _news(self, path: Path) -> list[str]:
+        if path.stem in QUIET:
+            return []
         with suppress(FileNotFoundError), path.open("rb") as log:
             log.seek(self.positions.setdefault(path, 0))
             lines, newline, _ = log.read().rpartition(b"\n")

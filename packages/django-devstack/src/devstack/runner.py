@@ -15,7 +15,6 @@ from devstack.project import Project
 from devstack.state import StackError
 
 PREPARE = "prepare"
-QUIET = ("postgres", "valkey", "rabbitmq", "epmd")  # their logs stay in their files
 
 
 class StoppedError(Exception):
@@ -57,8 +56,7 @@ class Stack:
             process.start()
         wait_until_ready(processes, self.tick_while_starting)
         for process in processes:
-            if process.name not in QUIET:
-                self.console.is_ready(process.log)
+            self.console.is_ready(process.log)
         self.tick()
 
     def start_services(self) -> None:
@@ -128,7 +126,7 @@ class Stack:
 
     def tick(self) -> None:
         """Show what the programs have written, and keep the list of processes up to date."""
-        self.console.follow(process.log for process in self.processes if process.name not in QUIET)
+        self.console.follow(process.log for process in self.processes)
         here = {process.name: process.pid for process in self.processes if process.pid}
         # a process that is being restarted keeps its old pid until the new one is known
         pids = {name: pid for name, pid in (self.pids | here).items() if name != PREPARE}
