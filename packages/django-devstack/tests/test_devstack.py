@@ -49,14 +49,14 @@ def family(pid: int) -> set[int]:
 
 
 def get(url: str) -> int:
-    """Return the status code, 0 when nobody listens."""
+    """Return the status code, 0 when nobody answers."""
     try:
         with urllib.request.build_opener().open(url, timeout=10) as answer:
             return answer.status
     except urllib.error.HTTPError as error:
         with error:
             return error.code
-    except urllib.error.URLError:
+    except OSError:
         return 0
 
 
