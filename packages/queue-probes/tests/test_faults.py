@@ -52,6 +52,13 @@ def test_probes_arrive_on_every_queue_and_are_timed(crew):
     assert [sum(row.buckets) for row in rows] == [row.answers for row in rows]
 
 
+def test_probes_arrive_where_durable_jobs_is_not_installed(crew):
+    crew.environment["DJANGO_SETTINGS_MODULE"] = "tests.alone_settings"
+    crew.everybody()
+    for log in crew.folder.glob("*.log"):
+        assert "queue_probes: " not in log.read_text(), "a warning"
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_beat_that_is_dead_or_frozen(crew, number):
     crew.everybody()
