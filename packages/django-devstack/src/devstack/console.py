@@ -21,7 +21,7 @@ WARNINGS = re.compile(r"(?<!gunicorn\.)(warning|error|critical)", re.IGNORECASE)
 CELERY_READY = " ready."
 # What gunicorn, Celery, Flower and the launcher say whenever something starts or stops.
 NOISE = re.compile(
-    r"^\s*$|Handling signal: term|Worker exiting|Shutting down: Master|Warm shutdown"
+    r"^\s*$|Handling signal: term|Worker exiting|Shutting down: Master|Warm shutdown|beat: Starting"
     r"|running tasks may end|Inspect method \w+ failed|Events of group {task} enabled"
 )
 

@@ -71,7 +71,8 @@ def _web(project: Project, url: str) -> Process:
 
 
 def _celery(project: Project) -> list[str]:
-    return [sys.executable, "-m", "celery", "-A", project.celery]
+    # quiet: no banner
+    return [sys.executable, "-m", "celery", "-q", "-A", project.celery]
 
 
 def _worker(project: Project, name: str, worker: Worker) -> Process:
