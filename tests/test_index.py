@@ -4,12 +4,11 @@ import re
 import shlex
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from rollout import on_systemd
+from rollout import systemd
 from tests.conftest import PACKAGES, TEMPLATE, run
 from tests.index import VERSION, Index, impostors
 
@@ -101,10 +100,10 @@ def test_release_is_built_without_asking(
         settings.update({k: v for k, v in (env or {}).items() if k.startswith("UV_")})
         return ""
 
-    monkeypatch.setattr(on_systemd, "run", record)
-    monkeypatch.setattr(on_systemd, "uv", lambda *_: uv)
-    monkeypatch.setattr(on_systemd.Systemd, "_collect_static", lambda *_: None)
-    platform = object.__new__(on_systemd.Systemd)
+    monkeypatch.setattr(systemd, "run", record)
+    monkeypatch.setattr(systemd, "uv", lambda *_: uv)
+    monkeypatch.setattr(systemd.Systemd, "_collect_static", lambda *_: None)
+    platform = object.__new__(systemd.Systemd)
     platform.home = project
     platform.install(project, "one")
     run(uv, "lock", "--quiet", cwd=project, **index.environment)
@@ -115,54 +114,67 @@ def test_release_is_built_without_asking(
     unharmed(index)
 
 
-def image_commands(dockerfile: str) -> list[str]:
-    """Return the commands of RUN that install, as a shell would take them."""
+def instructions(dockerfile: str) -> list[tuple[str, str]]:
+    """Return what a builder reads: COPY, RUN and their arguments, without options."""
     joined = re.sub(r"\\\n(?:\s*#.*\n)*", " ", dockerfile)
-    runs = re.findall(r"^RUN ((?:--\S+ +)*)(.*)", joined, re.MULTILINE)
-    return [command for _, command in runs if re.search(r"\b(uv|pip) ", command)]
+    return re.findall(r"^(COPY|RUN) (?:--\S+ +)*(.*)", joined, re.MULTILINE)
 
 
 @pytest.mark.parametrize("locked", [True, False])
 def test_image_is_built_without_asking(
     index: Index, project: Path, venv: Path, uv: str, tmp_path: Path, locked: bool
 ) -> None:
-    commands = image_commands((project / "Dockerfile").read_text())
-    assert any("uv sync" in command for command in commands)
+    """The commands that install, on the files that are copied before them, with an empty cache."""
     if locked:
         run(uv, "lock", "--quiet", cwd=project)
+    build = tmp_path / "build"
+    build.mkdir()
     place = {
         "UV_PROJECT_ENVIRONMENT": str(tmp_path / "opt"),
         "UV_PYTHON_DOWNLOADS": "never",
         "UV_CACHE_DIR": str(tmp_path / "empty cache"),
         "PATH": f"{venv}:/usr/bin:/bin",
     }
-    for command in commands:
-        run("sh", "-ec", command, cwd=project, **place, **index.environment)
+    for word, rest in instructions((project / "Dockerfile").read_text()):
+        if (word, rest) == ("COPY", ". ."):
+            break
+        if word == "COPY":
+            *sources, target = rest.split()
+            run("sh", "-c", f"cp -r {' '.join(sources)} {build}/{target}; true", cwd=project)
+        else:
+            run("sh", "-ec", rest, cwd=build, **place, **index.environment)
     unharmed(index)
     run(str(tmp_path / "opt/bin/python"), "-c", "import durable_jobs", cwd=tmp_path)
+    assert (build / "uv.lock").exists()
+
+
+def dry(uv: str, venv: Path) -> tuple[str, ...]:
+    """Return the start of a command that says what would be installed."""
+    return (uv, "pip", "install", "--dry-run", "--python", str(venv / "python"))
 
 
 def test_pip_installs_a_bake_and_its_packages_without_asking(
-    index: Index, project: Path, venv: Path
+    index: Index, project: Path, venv: Path, uv: str
 ) -> None:
     """`pip install .` brings what others wrote; with `./packages/*` the project runs."""
-    shell = ("sh", "-ec")
-    run(*shell, f"{venv}/pip install -q .", cwd=project, **index.environment)
-    unharmed(index)
-    assert "durable-jobs" not in run(str(venv / "pip"), "list", cwd=project)
-    run(*shell, f"{venv}/pip install -q . ./packages/*", cwd=project, **index.environment)
+    told = run(*dry(uv, venv), ".", cwd=project, **index.environment)
+    assert "celery==" in told
+    assert not [package for package in PACKAGES if package in told]
+    command = f"{venv}/pip install -q . ./packages/*"
+    run("sh", "-ec", command, cwd=project, **index.environment)
     unharmed(index)
     run(str(venv / "python"), "-c", "import durable_jobs, queue_probes, devstack", cwd=venv)
 
 
-def test_each_package_is_installed_without_asking(index: Index, project: Path, venv: Path) -> None:
-    install = (str(venv / "pip"), "install", "-q", "--dry-run")
-
-    def one(package: str) -> None:
-        run(*install, f"./packages/{package}", cwd=project, **index.environment)
-
-    with ThreadPoolExecutor() as together:
-        list(together.map(one, PACKAGES))
+def test_each_package_is_installed_without_asking(
+    index: Index, project: Path, venv: Path, uv: str
+) -> None:
+    for package in PACKAGES:
+        told = run(*dry(uv, venv), f"./packages/{package}", cwd=project, **index.environment)
+        assert [name for name in PACKAGES if name in told] == [package]
+    # pip itself, with the one that reads another where that is installed
+    pip = (str(venv / "pip"), "install", "-q", "--dry-run")
+    run(*pip, "./packages/queue-probes", cwd=project, **index.environment)
     unharmed(index)
 
 
@@ -188,7 +200,9 @@ def test_no_document_asks_an_index_for_ours() -> None:
     assert wrong == []
 
 
-def test_what_the_documents_install_is_ours(index: Index, project: Path, venv: Path) -> None:
+def test_what_the_documents_install_is_ours(
+    index: Index, project: Path, venv: Path, uv: str
+) -> None:
     """Each command that installs a package of ours, as it is written."""
     commands = {
         command.partition(" #")[0].partition("`")[0]
@@ -197,14 +211,8 @@ def test_what_the_documents_install_is_ours(index: Index, project: Path, venv: P
         if "packages/" in command and "pip install" in command
     }
     assert commands
-
-    def one(command: str) -> None:
+    for command in sorted(commands):
         words = shlex.split(command)
         rest = words[words.index("install") + 1 :]
-        run(
-            str(venv / "pip"), "install", "-q", "--dry-run", *rest, cwd=project, **index.environment
-        )
-
-    with ThreadPoolExecutor(3) as together:
-        list(together.map(one, sorted(commands)))
+        run("sh", "-ec", '"$@"', "sh", *dry(uv, venv), *rest, cwd=project, **index.environment)
     unharmed(index)
