@@ -27,7 +27,8 @@ app.autodiscover_tasks()
 """
 SETTINGS = """
 INSTALLED_APPS += ["shop"]
-CELERY_BROKER_URL = {broker!r}
+import os
+CELERY_BROKER_URL = os.environ["CELERY_BROKER_URL"]
 DATABASES = {{"default": {{
     "ENGINE": "django.db.backends.postgresql", "NAME": {name!r}, "HOST": {host!r},
     "PORT": {port!r}, "USER": {user!r}, "PASSWORD": {password!r},
@@ -58,11 +59,13 @@ class Newcomer:
         self.folder, self.dist = folder, dist
         self.bin = folder.parent / "environment/bin"
         self.processes: list[subprocess.Popen[bytes]] = []
+        broker = urlsplit(servers["CELERY_BROKER_URL"])._replace(path="/9").geturl()
         self.environment = environment(
-            PATH=f"{self.bin}:/usr/bin:/bin", VIRTUAL_ENV=str(self.bin.parent)
+            PATH=f"{self.bin}:/usr/bin:/bin",
+            VIRTUAL_ENV=str(self.bin.parent),
+            CELERY_BROKER_URL=broker,
         )
         self.database = servers["DATABASE_URL"]
-        self.broker = urlsplit(servers["CELERY_BROKER_URL"])._replace(path="/9").geturl()
         self.name = f"newcomer_{os.getpid()}"
         folder.mkdir()
         subprocess.run([uv, "venv", "--quiet", str(self.bin.parent)], check=True)
@@ -79,7 +82,7 @@ class Newcomer:
         )
         url = urlsplit(self.database)
         where = {"host": url.hostname, "port": url.port, "user": url.username}
-        told = SETTINGS.format(broker=self.broker, name=self.name, password=url.password, **where)
+        told = SETTINGS.format(name=self.name, password=url.password, **where)
         self.append("mysite/settings.py", told)
 
     def append(self, name: str, text: str) -> None:

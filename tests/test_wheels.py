@@ -52,7 +52,6 @@ def test_the_readmes_make_a_fresh_project_that_survives_a_killed_worker(
     newcomer: Newcomer,
 ) -> None:
     newcomer.append("shop/models.py", MODELS)
-    newcomer.append("shop/tasks.py", TASKS.replace("(atomic=True)", ""))
     newcomer.run("python manage.py makemigrations -v 0 shop && python manage.py migrate -v 0")
     processes = newcomer.follow("durable-jobs")
     newcomer.append("mysite/settings.py", FAST)
