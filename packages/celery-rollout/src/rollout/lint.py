@@ -6,6 +6,7 @@ uses is left to the guard of `rollout deploy`, which looks at every migration to
 """
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,8 @@ IGNORE = (
 
 def on_main() -> set[tuple[str, str]]:
     """Return app and name of the migrations that git has on the main branch."""
+    if not shutil.which("git"):
+        return set()
     for branch in ("origin/HEAD", "origin/main", "main", "master"):
         command = ["git", "ls-tree", "-r", "--name-only", branch]
         listed = subprocess.run(command, capture_output=True, text=True)
@@ -58,12 +61,13 @@ def issues() -> list[str]:
                 advice = ADVICE.get(error.code, "")
                 found.append(": ".join(filter(None, (self.current, where, error.message, advice))))
 
-        def get_sql(self, *key: str) -> list[str]:
+        def get_sql(self, app_label: str, migration_name: str) -> list[str]:
+            key = app_label, migration_name
             migration = self.migration_loader.disk_migrations[key]
             state = self.migration_loader.project_state(key, at_end=False)
             editor = connection.schema_editor(collect_sql=True, atomic=False)
             editor.deferred_sql = []
-            migration.atomic = False
+            vars(migration)["atomic"] = False  # a transaction would connect
             try:
                 migration.apply(state, editor, collect_sql=True)
             except Error:  # it looks for what is in a database: the guard's business
@@ -75,7 +79,7 @@ def issues() -> list[str]:
     MigrationRecorder.applied_migrations = lambda self: {}  # type: ignore[method-assign]
     connection.__dict__["pg_version"] = 160_000
     quote = connection.schema_editor(collect_sql=True).quote_value
-    connection.ops.__dict__["compose_sql"] = lambda sql, params: (
+    vars(connection.ops)["compose_sql"] = lambda sql, params: (
         sql % tuple(map(quote, params)) if params else sql
     )
     options = getattr(settings, "MIGRATION_LINTER_OPTIONS", {})
