@@ -204,6 +204,7 @@ def run(site: Site, deploys: int, kinds: list[str] | None = None) -> dict[str, A
         "twice": int(site.count(TWICE)),
         "latest": round(site.count(LATE), 2),
     }
+    print(figures)
     return {"deploys": rows, "load": figures, "latest": latest}
 
 
