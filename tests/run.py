@@ -2,7 +2,8 @@
 
 An engine's suite runs in its folder, on a Django project of its own; the template's runs here. What
 a suite prints is shown when it ends, whole where it failed, else its last lines. The very last line
-counts all of them. Names of suites, and after `--` options of pytest, choose: `durable-jobs -- -k x`.
+counts all of them. Names of suites, and after `--` options of pytest, choose:
+`durable-jobs -- -k x`.
 """
 
 import argparse
