@@ -48,6 +48,7 @@ def test_three_loops_without_beat_heal_everything_and_act_on_no_row_twice(
     broker, crew, start_loop, monkeypatch
 ):
     monkeypatch.setitem(FAST, "REPUBLISH", 60)  # what is published once is not due again
+    monkeypatch.setitem(FAST, "REPUBLISH_MAX", 60)  # on a busy machine either
     monkeypatch.setitem(FAST, "SLICE_MAX", 1)  # workers leave to the loops what is due meanwhile
     loops = [start_loop(f"loop{number}") for number in range(3)]
     crew(work="-c 2 -Q default")
