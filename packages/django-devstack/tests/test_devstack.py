@@ -233,6 +233,8 @@ def test_saved_code_is_live_and_the_reload_says_so_in_two_lines(project):
     project.wait_for_output("ready again", position)
     assert get(f"{project.state['web']}new-page") == 200
     said = project.text[position:].splitlines()
+    # a busy machine: a worker that is still there after 4 s is told so
+    said = [line for line in said if "worker: time is up" not in line]
     assert len(said) == 2, said
     assert "mysite/urls.py changed: web, worker, control, beat start again" in said[0]
     project.run_task()
