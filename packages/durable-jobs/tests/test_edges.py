@@ -52,7 +52,7 @@ def elsewhere(self, **options):
 
 
 @shared_task(base=JobTask, bind=True)
-def retries_with_a_model(self):
+def retries_with_a_model(self, group=None):
     raise self.retry(args=[Group(pk=1)], countdown=0)
 
 

@@ -1,8 +1,8 @@
 """Writes jobs, in the caller's transaction, and tells the publisher once they are committed.
 
 `RowProducer` is what Celery takes for a message producer: Celery routes the call, lets every
-`before_task_publish` receiver and tracing tool add its headers in the caller's context, and then
-"publishes" into the table. What they added stays with the row, through delays and retries.
+`before_task_publish` receiver and tracing tool add its headers or change the arguments, in the
+caller's context, and then "publishes" into the table. The row keeps it, through delays and retries.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,9 @@ from kombu.utils.json import dumps
 from durable_jobs import transitions
 from durable_jobs.attempt import State
 from durable_jobs.conf import conf
+from durable_jobs.exceptions import Unsupported
 from durable_jobs.publisher import Hint
+from durable_jobs.values import encode
 
 # Headers Celery writes itself at each publication; everything else belongs to the call.
 OWN_HEADERS = frozenset((
@@ -52,6 +54,11 @@ class Call:
     @property
     def waits(self) -> bool:
         return self.delay > 0 or self.eta is not None
+
+    def take(self, args: Any, kwargs: Any) -> None:
+        """Freeze the arguments; raises TypeError or ValueError where no row can hold them."""
+        self.args = encode(self.task, args)
+        self.kwargs = encode(self.task, kwargs) if kwargs else "{}"
 
     def row(self) -> dict[str, Any]:
         """Return the columns, and the spans from which the database makes its times."""
@@ -100,18 +107,23 @@ class RowProducer:
         headers = properties["headers"]
         if "task" not in headers:  # an event that says of it; there is no message to speak of yet
             return
+        args, kwargs, canvas = body
+        if used := [name for name, value in canvas.items() if value]:  # a receiver's
+            raise Unsupported(self.call.task, " and ".join(used))
+        self.call.take(args, kwargs)
         self.call.queue = queue_name(properties)
         self.call.options |= call_options(headers, properties)
+        self.accept()
+
+    def accept(self) -> None:
         self.call.insert()
 
 
 class TemplateProducer(RowProducer):
-    """Only learns what Celery would publish: queue and headers for many rows at once."""
+    """Only learns what Celery would publish: queue, headers and arguments."""
 
-    def publish(self, body: Any, **properties: Any) -> None:
-        if "task" in properties["headers"]:
-            self.call.queue = queue_name(properties)
-            self.call.options |= call_options(properties["headers"], properties)
+    def accept(self) -> None:
+        return None
 
 
 def queue_name(properties: Mapping[str, Any]) -> str:

@@ -28,7 +28,6 @@ from durable_jobs.values import (
     UNBOUNDED,
     attempts,
     checked_key,
-    encode,
     given,
     instant,
     merged,
@@ -136,20 +135,14 @@ class JobTask(DjangoTask):
             return super().apply_async(
                 args, kwargs, task_id, producer, link, link_error, shadow, **options
             )
-        call = self._call(args or (), kwargs or {}, task_id)
+        call = self._call(task_id)
         call.key = checked_key(self.name, self.key if key is None else key)
         call.owner = owner
         call.max_attempts = self._budget(max_attempts)
         self._timing(call, options)
         if options.get("ignore_result"):
             call.options["ignore_result"] = True
-        # Celery's own rendering of the arguments costs more than the insert, its retries of a
-        # publication have a connection to repair, and a result backend would be asked for its part.
-        options |= {"argsrepr": call.args, "kwargsrepr": call.kwargs, "retry": False}
-        options["ignore_result"] = True
-        super().apply_async(
-            args, kwargs, str(call.id), RowProducer(call), None, None, shadow, **options
-        )
+        self._publish(args, kwargs, RowProducer(call), shadow=shadow, **options)
         return self.AsyncResult(str(call.id))
 
     def delay_on_commit(self, *args: Any, **kwargs: Any) -> Any:
@@ -171,25 +164,31 @@ class JobTask(DjangoTask):
     ) -> list[UUID]:
         """Write one job for each item (positional or keyword arguments); return the ids in order.
 
-        `key` and `owner` are functions of the item. Headers and routing are of the first call.
+        `key` and `owner` are functions of the item. Headers and routing are of the first call. The
+        receivers of `before_task_publish` see the others only if they change its arguments.
         """
         self._refuse(**options)
         if self._get_app().conf.task_always_eager:
             return [UUID(self.apply_async(*given(item), **options).id) for item in calls]
         written: list[Call] = []
-        template = Call(self.name, self._budget(max_attempts), uuid7())
+        template = self._call()
+        template.max_attempts = self._budget(max_attempts)
         if options.get("ignore_result"):
             template.options["ignore_result"] = True
-        options |= {"countdown": countdown, "ignore_result": True}
+        options["countdown"] = countdown
         self._timing(template, options)
+        changed = self._dump_pydantic_arguments is not None
         for item in calls:
             args, kwargs = given(item)
-            if not written:
-                producer = TemplateProducer(template)
-                super().apply_async(args, kwargs, str(template.id), producer, **options)
-            elif self.typing:
-                self.__header__(*args, **kwargs)
-            call = self._call(args, kwargs)
+            call = self._call()
+            if not changed:
+                if self.typing:
+                    self.__header__(*args, **kwargs)
+                call.take(args, kwargs)
+            if changed or not written:
+                self._publish(args, kwargs, TemplateProducer(template), **options)
+                changed |= (call.args, call.kwargs) != (template.args, template.kwargs)
+                call.args, call.kwargs = template.args, template.kwargs
             for name in OF_TEMPLATE:
                 setattr(call, name, getattr(template, name))
             call.key = checked_key(self.name, key(item) if key else self.key)
@@ -231,9 +230,10 @@ class JobTask(DjangoTask):
             countdown = self.default_retry_delay
         when = instant(eta) or span(self.name, "countdown", countdown)
         args, kwargs = merged(self.run, (mine.args, mine.kwargs), args, kwargs)
-        asked.args, asked.kwargs = (
-            None if new is None else encode(self.name, new) for new in (args, kwargs)
-        )
+        if args is not None or kwargs is not None:
+            call = self._call()
+            self._publish(args, kwargs, TemplateProducer(call), add_to_parent=False)
+            asked.args, asked.kwargs = call.args, call.kwargs
         asked.retry, asked.limit = Retry(exc=exc, when=when), attempts(limit)
         if throw:
             raise asked.retry
@@ -268,13 +268,18 @@ class JobTask(DjangoTask):
         if used := [name for name in CANVAS if options.get(name)]:
             raise Unsupported(self.name, " and ".join(used))
 
-    def _call(self, args: Any, kwargs: Any, task_id: str | None = None) -> Call:
+    def _publish(self, args: Any, kwargs: Any, producer: RowProducer, **options: Any) -> None:
+        """Let Celery make the message, with all who have a say in it; the producer takes it."""
+        # Celery's own rendering of the arguments costs more than the insert, its retries of a
+        # publication have a connection to repair, and a result backend would be asked for its part.
+        options |= {"argsrepr": "", "kwargsrepr": "", "retry": False, "ignore_result": True}
+        super().apply_async(args, kwargs, str(producer.call.id), producer, **options)
+
+    def _call(self, task_id: str | None = None) -> Call:
         return Call(
             task=self.name,
             max_attempts=self.max_attempts or 1,
             id=uuid7() if task_id is None else row_id(task_id),
-            args=encode(self.name, args),
-            kwargs=encode(self.name, kwargs) if kwargs else "{}",
             rerun=self.rerun,
             options={"via": self.via} if self.via else {},
         )
