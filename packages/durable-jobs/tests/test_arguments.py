@@ -2,7 +2,9 @@
 
 import pytest
 from celery import shared_task, signals
-from django.db import transaction
+from django.db import connection, transaction
+from django.db.models import Count
+from kombu.utils.json import dumps
 from pydantic import BaseModel
 
 from durable_jobs import Job, JobTask, Unsupported
@@ -35,6 +37,14 @@ def see_again(self, *args, **kwargs):
     SEEN.append((args, kwargs))
     if self.request.retries == 0:
         raise self.retry(args=["new"], kwargs={"b": 1}, countdown=0)
+
+
+@shared_task(base=JobTask, bind=True, ignore_result=False)
+def echo(self, *args, **kwargs):
+    SEEN.append((args, kwargs))
+    if self.request.retries == 0:
+        raise self.retry(args=list(args), kwargs=kwargs, countdown=0)
+    return [list(args), kwargs]
 
 
 @shared_task(base=JobTask, pydantic=True, bind=True, ignore_result=False)
@@ -88,3 +98,51 @@ def test_pydantic_models_are_arguments_results_and_arguments_of_a_retry():
     drain(everything=True)
     assert sorted(seen.number for seen in SEEN) == [1, 2, 3, 4]
     assert sorted(job.result["number"] for job in Job.objects.all()) == [2, 3, 4]
+
+
+ODD = ({"id": 3, "b": 1, "a": 2, "nested": {"z": 1, "y": [1e16, -0.0]}}, 1e16, -0.0, 2**70, "é\\")
+NAMED = {"z": 1, "a": 4.0, "long name": 1e-7}
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_arguments_of_calls_and_retries_and_results_are_those_of_the_json_that_was_sent(many):
+    if many:
+        Job.objects.all().delete()
+        echo.enqueue_many([ODD])
+        sent, named = dumps(ODD), "{}"
+    else:
+        echo.apply_async(ODD, NAMED)
+        sent, named = dumps(ODD), dumps(NAMED)
+    drain(everything=True)
+    assert [(dumps(args), dumps(kwargs)) for args, kwargs in SEEN] == [(sent, named)] * 2
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT args::text, kwargs::text, result::text FROM durable_jobs_job")
+        assert cursor.fetchall() == [(sent, named, f"[{sent}, {named}]")]
+    job = Job.objects.get()
+    assert [dumps(value) for value in (job.args, job.kwargs, job.result)] == [
+        *(sent, named),
+        f"[{sent}, {named}]",
+    ]
+    assert dumps(echo.AsyncResult(str(job.pk)).get()) == f"[{sent}, {named}]"
+
+
+def test_jobs_are_found_grouped_and_saved_by_their_arguments():
+    see.delay({"b": 1, "a": 2}, x=1)
+    jobs = Job.objects.filter(args=[{"a": 2, "b": 1}], kwargs__x=1, args__0__a=2)
+    assert [job.pk for job in jobs] == [job.pk for job in jobs.distinct().order_by("args")]
+    assert (
+        jobs.filter(args__contains=[{"a": 2}], kwargs__has_key="x", result=None).exists() is False
+    )
+    assert jobs.filter(args__contains=[{"a": 2}], kwargs__has_key="x", result__isnull=True).exists()
+    assert jobs.annotate(n=Count("pk")).get().n == 1
+    assert list(jobs.values_list("args__0__b", "kwargs")) == [(1, {"x": 1})]
+    assert list(jobs.values("args").annotate(n=Count("pk")).values_list("n", flat=True)) == [1]
+    assert dumps(list(jobs.values_list("args", flat=True))) == '[[{"b": 1, "a": 2}]]'
+    job = jobs.get()
+    job.args = [{"z": 1, "y": 1e16}]
+    job.save()
+    job.refresh_from_db()
+    Job.objects.filter(pk=job.pk).update(kwargs={"z": 1, "a": 2})
+    copied = Job.objects.raw("SELECT * FROM durable_jobs_job")[0]
+    assert (dumps(job.args), copied.pk) == ('[{"z": 1, "y": 1e+16}]', job.pk)
+    assert dumps(Job.objects.defer("args").get().kwargs) == '{"z": 1, "a": 2}'

@@ -14,7 +14,7 @@
                     due: publish                           any unfinished, .cancel(): CANCELLED
 
 Every arrow is a verb of transitions.py; every write of a run carries its token. From below: conf,
-values, attempt; postgresql and sqlite, database, publisher, transitions; models, heartbeat, run,
+values, attempt; postgresql and sqlite, database, publisher, transitions; fields, models, heartbeat, run,
 slices; task on top.
 """
 

@@ -18,6 +18,7 @@ from django.db.models.functions import Now
 from durable_jobs import transitions
 from durable_jobs.attempt import State
 from durable_jobs.database import ago
+from durable_jobs.fields import SentJSON
 from durable_jobs.ids import uuid7
 from durable_jobs.transitions import OVER, backs_off
 
@@ -103,8 +104,8 @@ class Job(models.Model):
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
     task = models.CharField(max_length=200)
-    args = models.JSONField(default=list)
-    kwargs = models.JSONField(default=dict)
+    args = SentJSON(default=list)
+    kwargs = SentJSON(default=dict)
     queue = models.CharField(max_length=100)
     options = models.JSONField(
         default=dict, help_text="Priority, time limits and headers that follow the job."
@@ -125,7 +126,7 @@ class Job(models.Model):
     progress = models.SmallIntegerField(db_default=0)
     message = models.CharField(max_length=200, db_default="", blank=True)
     error = models.TextField(db_default="", blank=True)
-    result = models.JSONField(null=True, blank=True)
+    result = SentJSON(null=True, blank=True)
     worker = models.CharField(max_length=200, db_default="", blank=True)
     created_at = models.DateTimeField(db_default=Now())
     queued_at = models.DateTimeField(db_default=Now())

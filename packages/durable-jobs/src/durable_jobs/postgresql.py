@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 NOW = "statement_timestamp()"
-HINT = "id, task, queue, options, args, kwargs, attempts, state"
+HINT = "id, task, queue, options, args::text, kwargs::text, attempts, state"
 SPREAD = f"{NOW} + random() * %s * interval '1s'"
 LOCK_TIMEOUT = "SELECT set_config('lock_timeout', %(wait)s, true)"
 
@@ -62,7 +62,7 @@ UPDATE durable_jobs_job
      AND (state = 'queued' OR state = 'scheduled' AND due_at <= {NOW})
      AND (expires_at IS NULL OR expires_at > {NOW})
    {_FREE}
-RETURNING id, token, attempts, max_attempts, args, kwargs, options"""
+RETURNING id, token, attempts, max_attempts, args::text, kwargs::text, options"""
 CLAIM = _CLAIM.replace("<wanted>", "= ANY(%(ids)s)")
 # With a backlog: also what was enqueued right after, so that its hints find nothing left to do.
 CLAIM_ALONG = _CLAIM.replace(

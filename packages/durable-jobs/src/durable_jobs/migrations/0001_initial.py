@@ -5,6 +5,7 @@ from django.db.migrations.operations.base import Operation
 from django.db.models import Q
 from django.db.models.functions import Now
 
+import durable_jobs.fields
 import durable_jobs.ids
 
 STORAGE = """ALTER TABLE durable_jobs_job SET (fillfactor = 85, autovacuum_vacuum_scale_factor = 0,
@@ -47,8 +48,8 @@ class Migration(migrations.Migration):
             fields=[
                 ("id", models.UUIDField(default=durable_jobs.ids.uuid7, editable=False, primary_key=True, serialize=False)),
                 ("task", models.CharField(max_length=200)),
-                ("args", models.JSONField(default=list)),
-                ("kwargs", models.JSONField(default=dict)),
+                ("args", durable_jobs.fields.SentJSON(default=list)),
+                ("kwargs", durable_jobs.fields.SentJSON(default=dict)),
                 ("queue", models.CharField(max_length=100)),
                 ("options", models.JSONField(default=dict, help_text=OPTIONS_HELP)),
                 ("key", models.CharField(blank=True, max_length=200, null=True)),
@@ -63,7 +64,7 @@ class Migration(migrations.Migration):
                 ("progress", models.SmallIntegerField(db_default=0)),
                 ("message", models.CharField(blank=True, db_default="", max_length=200)),
                 ("error", models.TextField(blank=True, db_default="")),
-                ("result", models.JSONField(blank=True, null=True)),
+                ("result", durable_jobs.fields.SentJSON(blank=True, null=True)),
                 ("worker", models.CharField(blank=True, db_default="", max_length=200)),
                 ("created_at", models.DateTimeField(db_default=Now())),
                 ("queued_at", models.DateTimeField(db_default=Now())),
