@@ -119,6 +119,28 @@ def test_a_project_without_any_durable_task_is_warned(make, monkeypatch):
     assert ids() == ["W005"]
 
 
+class Audited(Task):
+    """A base as projects have them, and a task as a class."""
+
+    name = "shop.audited"
+
+    def run(self):
+        return None
+
+
+def test_a_task_that_is_plain_because_of_its_own_base_is_a_warning(make, monkeypatch):
+    make("opted_out", Task)
+    make("durable", type("Durable", (JobTask,), {}))
+    make("based", Audited)
+    current_app.register_task(Audited())
+    found = checks.check_all()
+    assert [message.id for message in found] == ["durable_jobs.W007"] * 2
+    assert [message.msg.split()[2] for message in found] == ["shop.audited", "shop.based"]
+    assert all("class Audited(JobTask)" in message.hint for message in found)
+    monkeypatch.setattr(current_app._get_current_object(), "Task", Task)
+    assert "W007" not in ids()  # where tasks are plain unless they ask for more
+
+
 def test_a_rate_limit_of_a_durable_task_is_a_warning(make):
     make("plain", Task, rate_limit="1/m")
     make("durable", JobTask, rate_limit="1/m")

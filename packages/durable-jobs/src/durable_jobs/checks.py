@@ -151,6 +151,12 @@ def check_tasks(app: Celery) -> Iterator[Message]:
     for name, used in wrong.items():
         text = f"The task {name} is plain Celery, which knows nothing of {' and '.join(used)}."
         yield error("E009", text, MAKE_DURABLE)
+    for name, task in plain.items():
+        base = own_base(task)
+        if issubclass(app.Task, JobTask) and base and name not in wrong:
+            text = f"The task {name} is plain Celery, because its base {base.__qualname__} is."
+            hint = f"class {base.__name__}(JobTask) makes it durable; else silence this check."
+            yield warning("W007", text, hint)
     if own and not wrong and len(plain) == len(own) and not issubclass(app.Task, JobTask):
         yield warning("W005", "No task is durable.", MAKE_DURABLE)
     for name, task in own.items():
@@ -167,6 +173,13 @@ def own_tasks(app: Celery) -> dict[str, Any]:
         for name, task in sorted(app.tasks.items())
         if not name.startswith(("celery.", "durable_jobs."))
     }
+
+
+def own_base(task: Any) -> type | None:
+    """Return the project's class that the task is of; None for the bare `base=celery.Task`."""
+    # What a decorator makes is a class of its own, with the function's name.
+    classes = [c for c in type(task).__mro__ if "_decorated" not in vars(c)]
+    return None if classes[0].__module__.startswith("celery.") else classes[0]
 
 
 def used_by(name: str, task: Any) -> list[str]:
