@@ -211,7 +211,7 @@ def test_retry_gives_dead_and_cancelled_jobs_a_new_budget_and_says_why_others_st
     said = act(operator, "retry", dead, cancelled, live, collides, done)
     assert said == [
         "2 jobs will run again.",
-        "2 jobs left as is: neither dead nor cancelled.",
+        "2 jobs left as is: neither dead, cancelled nor backing off.",
         "1 job left as is: another job with the same key does it.",
     ]
     states = dict(Job.objects.values_list("pk", "state"))
@@ -222,6 +222,20 @@ def test_retry_gives_dead_and_cancelled_jobs_a_new_budget_and_says_why_others_st
     ]
     dead.refresh_from_db()
     assert (dead.attempts, dead.due_at <= timezone.now()) == (0, True)
+
+
+def test_a_job_that_backs_off_is_retried_from_its_page_and_one_that_waits_for_its_time_is_not(
+    operator,
+):
+    later = timezone.now() + timedelta(hours=1)
+    backs_off = make("scheduled", attempts=2, due_at=later)
+    waits = make("scheduled", attempts=0, due_at=later)
+    pages = [operator.get(change(job)).content.decode() for job in (backs_off, waits)]
+    assert ["../retry/" in page for page in pages] == [True, False]
+    left = "1 job left as is: neither dead, cancelled nor backing off."
+    assert act(operator, "retry", backs_off, waits) == ["1 job will run again.", left]
+    backs_off.refresh_from_db()
+    assert (backs_off.state, backs_off.due_at <= timezone.now()) == ("scheduled", True)
 
 
 def test_a_bulk_retry_is_spread_over_time(operator):

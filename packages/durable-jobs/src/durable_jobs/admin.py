@@ -20,7 +20,7 @@ from django.urls import URLPattern, path
 from durable_jobs.admin_columns import JobColumns
 from durable_jobs.admin_list import WINDOW, JobChangeList, QueueFilter, StateFilter, TaskFilter
 from durable_jobs.models import Job, JobQuerySet, among
-from durable_jobs.transitions import OVER
+from durable_jobs.transitions import retriable
 
 
 @admin.register(Job)
@@ -99,17 +99,17 @@ class JobAdmin(JobColumns, admin.ModelAdmin):
 
     # ---- The verbs
 
-    @admin.action(permissions=["verbs"], description="Retry dead and cancelled jobs")
+    @admin.action(permissions=["verbs"], description="Retry jobs that are over or back off")
     def retry(self, request: HttpRequest, queryset: JobQuerySet) -> None:
         jobs = self._chosen(request, queryset)
-        chosen, ended = jobs.count(), jobs.filter(state__in=OVER).count()
-        spread = jobs.pace(ended)
+        chosen, able = jobs.count(), jobs.filter(retriable()).count()
+        spread = jobs.pace(able)
         retried = jobs.retry(spread)
         over = f" over the next {spread:.0f} seconds" if spread else ""
         self._say(request, retried, f"will run again{over}.", messages.SUCCESS)
-        self._say(request, chosen - ended, "left as is: neither dead nor cancelled.")
+        self._say(request, chosen - able, "left as is: neither dead, cancelled nor backing off.")
         twice = "left as is: another job with the same key does it."
-        self._say(request, ended - retried, twice)
+        self._say(request, able - retried, twice)
 
     @admin.action(permissions=["verbs"], description="Cancel unfinished jobs")
     def cancel(self, request: HttpRequest, queryset: JobQuerySet) -> None:
@@ -153,5 +153,5 @@ class JobAdmin(JobColumns, admin.ModelAdmin):
     def render_change_form(self, request: HttpRequest, context: Any, *args: Any, **how: Any) -> Any:
         if (obj := how.get("obj")) and self.has_verbs_permission(request):
             context["may_cancel"] = not obj.finished
-            context["may_retry"] = obj.state in OVER
+            context["may_retry"] = Job.objects.filter(retriable(), pk=obj.pk).exists()
         return super().render_change_form(request, context, *args, **how)

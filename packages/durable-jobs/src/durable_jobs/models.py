@@ -20,7 +20,7 @@ from durable_jobs.attempt import State
 from durable_jobs.database import ago
 from durable_jobs.fields import SentJSON
 from durable_jobs.ids import uuid7
-from durable_jobs.transitions import OVER, backs_off
+from durable_jobs.transitions import retriable
 
 # A bulk retry may not become the next outage: more than RETRY_AT_ONCE jobs start at this pace.
 RETRY_AT_ONCE = 100
@@ -83,7 +83,7 @@ class JobQuerySet(models.QuerySet["Job"]):
         held by a live one stays as it is: that one does its work.
         """
         if spread is None:
-            spread = self.pace(self.filter(backs_off() | Q(state__in=OVER)).count())
+            spread = self.pace(self.filter(retriable()).count())
         return transitions.retry(self, spread)
 
     def prune(self, batch: int = 10_000) -> int:

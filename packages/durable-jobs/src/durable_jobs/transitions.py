@@ -242,6 +242,11 @@ def backs_off() -> Q:
     return Q(state=State.SCHEDULED, attempts__gt=0)
 
 
+def retriable() -> Q:
+    """Return the condition of what `retry` changes."""
+    return backs_off() | Q(state__in=OVER)
+
+
 def hasten(jobs: Any) -> int:
     """Let jobs that wait for their time start now."""
     return int(jobs.filter(state=State.SCHEDULED).update(due_at=Now()))
