@@ -267,6 +267,14 @@ def test_beat_writes_the_samples(crew, make):
 # ---- What it costs
 
 
+def test_the_curve_ends_with_the_number_beside_it(operator, mail, make):
+    make()
+    sample()
+    make()
+    [dead] = [row for row in jobs(operator)["states"] if row["state"] == "dead"]
+    assert (dead["count"], max(filter(None, dead["curve"]))) == (2, 2)
+
+
 def test_no_query_reads_the_whole_table(operator, mail, make):
     if connection.vendor != "postgresql":
         pytest.skip("the plans are PostgreSQL's")

@@ -137,7 +137,11 @@ def jobs(request: HttpRequest, now: datetime | None) -> dict[str, Any]:
             {
                 "state": state,
                 "count": count,
-                "capped": count >= durable.COUNTED if state == "dead" else full,
+                "capped": capped[state],
+    capped = {**dict.fromkeys(current, full), "dead": current["dead"] >= durable.COUNTED}
+    for state in (state for state in current if not capped[state]):
+        # The sample of this minute is older than the number that stands above it.
+        curves.setdefault(state, [None] * MINUTES)[-1] = current[state]
                 "curve": curves.get(state, []),
             }
             for state, count in current.items()

@@ -64,14 +64,17 @@ function facts({ beat, workers, release }) {
   const looked = beat.age === null ? "has never looked" : `looked ${span(beat.age)} ago`;
   const releases = [...new Set(workers.filter((w) => w.fine).map((w) => w.release || "unnamed"))];
   const working = workers.filter((worker) => worker.fine);
+  // As the alert WorkerSilent: after an hour it is history.
+  const silent = workers.filter((worker) => !worker.fine && worker.silent < 3600).length;
   const slots = working.reduce((sum, worker) => sum + worker.slots, 0);
   const active = working.reduce((sum, worker) => sum + worker.active, 0);
   const found = [fact(beat.fine ? "good" : "bad", "Beat", looked)];
   if (beat.failure) found.push(fact("bad", "Broker", `fails: ${beat.failure}`));
   else if (beat.fine) found.push(fact("good", "Broker", "answers beat"));
   found.push(working.length
-    ? fact("good", "Workers", `${working.length}, ${active} of ${slots} slots busy`)
-    : fact("bad", "Workers", "none"));
+    ? fact(silent ? "bad" : "good", "Workers",
+      `${working.length}, ${active} of ${slots} slots busy${silent ? `; ${silent} silent` : ""}`)
+    : fact("bad", "Workers", silent ? `none; ${silent} silent` : "none"));
   if (releases.length > 1) found.push(fact("slow", "Releases", `workers differ: ${releases.join(", ")}`));
   else if (releases[0] && releases[0] !== "unnamed") found.push(fact("good", "Release", releases[0]));
   if (release && working.length && !releases.includes(release)) {
