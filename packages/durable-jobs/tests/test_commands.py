@@ -17,6 +17,7 @@ from django.db import connection, transaction
 from django.utils.timezone import now
 
 from durable_jobs import Job, database
+from durable_jobs.models import LoopPass
 from durable_jobs.publisher import publisher
 from durable_jobs.testing import drain
 from tests import tasks
@@ -167,8 +168,16 @@ def test_stats_count_what_waits_what_is_dead_and_what_nobody_knows():
     assert float(overdue[3]) > 86_400
 
 
-def test_stats_of_an_empty_table_say_that_nothing_is_overdue():
-    assert jobs("stats").splitlines()[1:] == ["most overdue timer: 0.0 s"]
+def test_stats_of_an_empty_table_say_whether_the_loop_is_alive():
+    overdue, passed = jobs("stats").splitlines()[1:]
+    assert overdue == "most overdue timer: 0.0 s"
+    assert (passed, Job.objects.loop_age()) == ("last pass of the loop: never", None)
+    for _ in range(2):
+        call_command("reconcile", stdout=io.StringIO())
+    assert LoopPass.objects.count() == 1
+    assert jobs("stats").splitlines()[-1].startswith("last pass of the loop: 0.")
+    LoopPass.objects.update(at=now() - timedelta(minutes=10))
+    assert jobs("stats").splitlines()[-1].startswith("last pass of the loop: 60")
 
 
 @pytest.mark.parametrize(

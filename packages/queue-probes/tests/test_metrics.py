@@ -1,5 +1,6 @@
 """What Prometheus reads: every number comes from the database, and reading is cheap."""
 
+import math
 import re
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from django.test.utils import CaptureQueriesContext
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from durable_jobs.models import Job
+from durable_jobs.models import Job, LoopPass
 from queue_probes import metrics
 from queue_probes.models import BOUNDS, DURATIONS, Finished, Node, Queue, Watermark
 from queue_probes.tally import tally
@@ -152,7 +153,9 @@ def test_the_readme_lists_what_is_printed(client: Client) -> None:
 def test_without_anything_there_is_still_an_answer(client: Client) -> None:
     found = scrape(client)
     assert found["queue_state", "control", "beat_dead"] == 1
-    assert found["jobs_overdue_seconds",] == 0
+    assert (found["jobs_overdue_seconds",], found["jobs_loop_age_seconds",]) == (0, math.inf)
+    LoopPass.objects.create(at=ago(40))
+    assert scrape(client)["jobs_loop_age_seconds",] == pytest.approx(40, abs=5)
 
 
 def test_too_many_jobs_to_count_take_nothing_else_away(settings) -> None:

@@ -62,7 +62,7 @@ def test_rules_fire_when_they_should(promtool: str) -> None:
 def test_every_alert_has_a_test_in_which_it_fires() -> None:
     tests = FIRING.read_text()
     alerts = re.findall(r"alert: (\w+)", RULES.read_text())
-    assert len(alerts) == 5
+    assert len(alerts) == 6
     for alert in alerts:
         assert re.search(rf"alertname: {alert}\s+exp_alerts:\s+- exp_labels", tests), alert
 

@@ -119,6 +119,16 @@ def test_beat_is_dead_when_it_has_not_looked_for_long_and_when_it_never_has(oper
     assert operator.get(DATA).json()["beat"] == {"age": None, "fine": False, "failure": ""}
 
 
+def test_the_loop_is_dead_when_it_has_not_passed_for_long_and_when_it_never_has(operator):
+    passes = pytest.importorskip("durable_jobs.models").LoopPass
+    assert operator.get(DATA).json()["loop"] == {"age": None, "fine": False}
+    passes.objects.create(at=ago(seconds=3))
+    assert operator.get(DATA).json()["loop"]["fine"]
+    passes.objects.update(at=ago(seconds=100))
+    told = operator.get(DATA).json()["loop"]
+    assert (told["fine"], 100 <= told["age"] < 110) == (False, True)
+
+
 def test_a_worker_that_is_silent_is_told_from_one_that_works(operator):
     node = {"pid": 1, "slots": 4, "active": 2, "queues": ["mail"], "release": "r1"}
     Node.objects.create(name="a@x", oldest_at=ago(seconds=70), **node)
@@ -257,6 +267,14 @@ def test_samples_are_deleted_after_their_retention_and_drawn_before(operator, ma
     assert [value for value in curve if value is not None] == [7, 1]
 
 
+def test_the_curve_ends_with_the_number_beside_it(operator, mail, make):
+    make()
+    sample()
+    make()
+    [dead] = [row for row in jobs(operator)["states"] if row["state"] == "dead"]
+    assert (dead["count"], max(filter(None, dead["curve"]))) == (2, 2)
+
+
 def test_beat_writes_the_samples(crew, make):
     make("queued")
     crew.beat()
@@ -265,14 +283,6 @@ def test_beat_writes_the_samples(crew, make):
 
 
 # ---- What it costs
-
-
-def test_the_curve_ends_with_the_number_beside_it(operator, mail, make):
-    make()
-    sample()
-    make()
-    [dead] = [row for row in jobs(operator)["states"] if row["state"] == "dead"]
-    assert (dead["count"], max(filter(None, dead["curve"]))) == (2, 2)
 
 
 def test_no_query_reads_the_whole_table(operator, mail, make):

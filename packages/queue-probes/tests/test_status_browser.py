@@ -251,6 +251,15 @@ def test_a_server_that_does_not_answer_is_named_with_the_age_of_the_news(page, b
     browser.until("document.querySelector('#news').innerText === 'Live, every 5 s'")
 
 
+def test_a_frozen_worker_and_a_loop_that_never_passed_are_said_in_the_header(page, busy):
+    assert "Workers 2, 6 of 16 slots busy" in text(page(), "#facts")
+    silent = timezone.now() - timedelta(minutes=1)
+    Node.objects.filter(name__startswith="worker-2").update(seen_at=silent)
+    told = text(page(), "#facts")
+    assert "Workers 1, 3 of 8 slots busy; 1 silent" in told
+    assert "Loop has never passed" in told
+
+
 @pytest.mark.faults
 def test_a_real_worker_is_shown_and_that_it_was_killed(crew, page):
     crew.everybody()

@@ -1,4 +1,4 @@
-"""The one table. A row is the truth about a job; a Celery message only wakes somebody up.
+"""The table of jobs. A row is the truth about a job; a Celery message only wakes somebody up.
 
 `due_at` is the job's only timer: the moment the reconcile loop acts on the row unless somebody
 moved it. It is set exactly while the job is unfinished. `token` grows with each claim and every
@@ -62,6 +62,12 @@ class JobQuerySet(models.QuerySet["Job"]):
     def overdue(self, seconds: float) -> Self:
         """Return jobs whose timer fired that long ago: the loop lags, or does not run."""
         return self.filter(due_at__lt=ago(seconds))
+
+    @staticmethod
+    def loop_age() -> float | None:
+        """Return the seconds since a pass of the loop ended; None when none ever did."""
+        found = LoopPass.objects.annotate(age=Now() - F("at")).values_list("age", flat=True).first()
+        return None if found is None else max(0.0, found.total_seconds())
 
     def among(self, *selections: models.QuerySet[Any]) -> Self:
         """Return the jobs that one of these queries selects, which may be slices."""
@@ -177,3 +183,13 @@ class Job(models.Model):
     def idempotency_key(self) -> str:
         """The same for every attempt of this job: give it to the system that must not act twice."""
         return f"job-{self.id}"
+
+
+class LoopPass(models.Model):
+    """When a pass of the loop last ended, whoever did it: one row."""
+
+    id = models.SmallIntegerField(primary_key=True, default=1)
+    at = models.DateTimeField(db_default=Now())
+
+    def __str__(self) -> str:
+        return f"last pass of the loop at {self.at}"

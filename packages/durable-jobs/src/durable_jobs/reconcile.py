@@ -11,11 +11,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from celery import current_app
+from django.db.models.functions import Now
 from django.utils.module_loading import import_string
 
 from durable_jobs import reconcilers, transitions
 from durable_jobs.database import ago
-from durable_jobs.models import Job
+from durable_jobs.models import Job, LoopPass
 from durable_jobs.publisher import Hint
 
 logger = logging.getLogger("durable_jobs.reconcile")
@@ -47,6 +48,9 @@ class Loop:
         """Do one pass."""
         done = Pass(moved=fire_timers())
         done.inserted = reconcilers.run_all()
+        # One statement outside of a transaction: who is frozen here holds no lock.
+        if not LoopPass.objects.update(at=Now()):
+            LoopPass.objects.get_or_create()
         if time.monotonic() >= self.next_prune:
             self.next_prune = time.monotonic() + PRUNE_SECONDS
             done.pruned = Job.objects.prune()

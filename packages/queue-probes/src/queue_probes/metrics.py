@@ -6,6 +6,7 @@ nothing. What takes time is counting unfinished jobs. When half of `TIMEOUT` is 
 all the rest is there.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
@@ -52,7 +53,8 @@ METRICS: dict[str, tuple[Any, list[str], str]] = {
     "jobs_finished": (Counter, ENDS, "Jobs by how they ended."),
     "jobs_attempts": (Counter, ENDS, "Attempts of jobs that ended."),
     "jobs_duration_seconds": (Histogram, ENDS, "Last attempt of jobs that succeeded or died."),
-    "jobs_overdue_seconds": (Gauge, [], "How late the latest timer is: whether the loop is alive."),
+    "jobs_overdue_seconds": (Gauge, [], "How late the latest timer is."),
+    "jobs_loop_age_seconds": (Gauge, [], "Time since the loop ended a pass; +Inf: it never did."),
     "jobs_counted": (Gauge, [], "1 when there was time to count jobs."),
     "jobs_unfinished": (Gauge, LIVE, "Jobs to be done."),
     "jobs_oldest_age_seconds": (Gauge, LIVE, "Time since the oldest of them was enqueued."),
@@ -130,9 +132,13 @@ def of_ends() -> Samples:
 
 
 def of_timers() -> Samples:
-    """The most overdue timer: the first entry of an index, however many jobs there are."""
+    """The loop, and the latest timer: the first entry of an index, however many jobs there are."""
     late = job_model().objects.unfinished().aggregate(late=Now() - Min("due_at"))["late"]
-    return {"jobs_overdue_seconds": [(seconds(late or timedelta()),)]}
+    age = job_model().objects.loop_age()
+    return {
+        "jobs_overdue_seconds": [(seconds(late or timedelta()),)],
+        "jobs_loop_age_seconds": [(math.inf if age is None else age,)],
+    }
 
 
 def of_jobs() -> Samples:

@@ -49,6 +49,7 @@ def data(request: HttpRequest) -> JsonResponse:
     facts = {
         "queues": queues(now),
         "beat": beat(),
+        "loop": loop() if durable.job_model() else None,
         "workers": workers(),
         "jobs": jobs(request, now) if durable.job_model() else None,
     }
@@ -105,8 +106,13 @@ def beat() -> dict[str, Any]:
     if last is None or last.seen_at is None:
         return {"age": None, "fine": False, "failure": ""}
     age = _since(last, last.seen_at)
-    fine = age <= max(conf.THRESHOLD, 3 * conf.INTERVAL)
-    return {"age": age, "fine": fine, "failure": last.failure if last.failing_since else ""}
+    return {"age": age, "fine": _lately(age), "failure": last.failure if last.failing_since else ""}
+
+
+def loop() -> dict[str, Any]:
+    """Return since when the loop of durable jobs has not passed."""
+    age = durable.job_model().objects.loop_age()
+    return {"age": age, "fine": age is not None and _lately(age)}
 
 
 def workers() -> list[dict[str, Any]]:
@@ -132,16 +138,16 @@ def jobs(request: HttpRequest, now: datetime | None) -> dict[str, Any]:
                 _put(curves.setdefault(state, [None] * MINUTES), now, row.at, count)
     current, seen = durable.counts(durable.COUNTED), _may(request, "view_job")
     full = sum(current.values()) - current["dead"] >= durable.COUNTED
+    capped = {**dict.fromkeys(current, full), "dead": current["dead"] >= durable.COUNTED}
+    for state in (state for state in current if not capped[state]):
+        # The sample of this minute is older than the number that stands above it.
+        curves.setdefault(state, [None] * MINUTES)[-1] = current[state]
     return {
         "states": [
             {
                 "state": state,
                 "count": count,
                 "capped": capped[state],
-    capped = {**dict.fromkeys(current, full), "dead": current["dead"] >= durable.COUNTED}
-    for state in (state for state in current if not capped[state]):
-        # The sample of this minute is older than the number that stands above it.
-        curves.setdefault(state, [None] * MINUTES)[-1] = current[state]
                 "curve": curves.get(state, []),
             }
             for state, count in current.items()
@@ -151,6 +157,10 @@ def jobs(request: HttpRequest, now: datetime | None) -> dict[str, Any]:
         "dead": durable.died() if seen else None,
         "retry": _may(request, "change_job"),
     }
+
+
+def _lately(age: float) -> bool:
+    return bool(age <= max(conf.THRESHOLD, 3 * conf.INTERVAL))
 
 
 def _put(curve: list[Any], now: datetime, minute: datetime, value: Any) -> None:

@@ -1,4 +1,4 @@
-"""The one table; on PostgreSQL with room for updates in place, and vacuumed as a queue needs it."""
+"""The jobs, and the last pass of the loop; on PostgreSQL with room for updates in place, and vacuumed as a queue needs it."""
 
 from django.db import migrations, models
 from django.db.migrations.operations.base import Operation
@@ -29,7 +29,7 @@ class Tune(Operation):
             schema_editor.execute(RESET)
 
     def describe(self):
-        return "Tune the storage of the table"
+        return "Tune the storage of the jobs"
 
 
 STATES = ("scheduled", "queued", "running", "succeeded", "dead", "cancelled")
@@ -87,4 +87,11 @@ class Migration(migrations.Migration):
             },
         ),
         Tune(),
+        migrations.CreateModel(
+            name="LoopPass",
+            fields=[
+                ("id", models.SmallIntegerField(default=1, primary_key=True, serialize=False)),
+                ("at", models.DateTimeField(db_default=Now())),
+            ],
+        ),
     ]

@@ -123,6 +123,9 @@ class Command(BaseCommand):
         late = live.aggregate(late=Now() - Min("due_at"))["late"]
         seconds = max(0.0, late.total_seconds()) if late else 0.0
         self.stdout.write(f"most overdue timer: {seconds:.1f} s")
+        age = Job.objects.loop_age()
+        told = "never" if age is None else f"{age:.1f} s ago"
+        self.stdout.write(f"last pass of the loop: {told}")
         # Only workers import all tasks by themselves.
         current_app.loader.import_default_modules()
         for name, count in unknown_tasks().items():

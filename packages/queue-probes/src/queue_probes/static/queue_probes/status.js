@@ -59,7 +59,7 @@ function headline({ queues }) {
   return [sign(late.length ? "bad" : "good"), " ", text];
 }
 
-function facts({ beat, workers, release }) {
+function facts({ beat, loop, workers, release }) {
   const fact = (level, name, text) => el(`li.${level}`, sign(level), el("b", name), ` ${text}`);
   const looked = beat.age === null ? "has never looked" : `looked ${span(beat.age)} ago`;
   const releases = [...new Set(workers.filter((w) => w.fine).map((w) => w.release || "unnamed"))];
@@ -71,6 +71,8 @@ function facts({ beat, workers, release }) {
   const found = [fact(beat.fine ? "good" : "bad", "Beat", looked)];
   if (beat.failure) found.push(fact("bad", "Broker", `fails: ${beat.failure}`));
   else if (beat.fine) found.push(fact("good", "Broker", "answers beat"));
+  const passed = loop?.age === null ? "has never passed" : `passed ${span(loop?.age ?? 0)} ago`;
+  if (loop) found.push(fact(loop.fine ? "good" : "bad", "Loop", passed));
   found.push(working.length
     ? fact(silent ? "bad" : "good", "Workers",
       `${working.length}, ${active} of ${slots} slots busy${silent ? `; ${silent} silent` : ""}`)
