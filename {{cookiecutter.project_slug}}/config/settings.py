@@ -109,7 +109,8 @@ CELERY_BEAT_SCHEDULE = {
     "durable_jobs.reconcile": {
         "task": "durable_jobs.reconcile",
         "schedule": 5.0,
-        "options": {"queue": "control", "expires": 5.0},
+        # The scheduler of django-celery-beat knows `expires` as `expire_seconds`.
+        "options": {"queue": "control", "expires": 5.0, "expire_seconds": 5.0},
     },
     # Only shows that beat's scheduler turns; a thread of beat sends the probes.
     "queue_probes.probe": {"task": "queue_probes.probe", "schedule": 10.0},

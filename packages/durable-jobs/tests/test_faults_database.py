@@ -2,9 +2,13 @@
 
 import threading
 import time
+from uuid import uuid4
 
+import psutil
 import psycopg
 import pytest
+from django.contrib.auth.models import Group
+from django.contrib.contenttypes.models import ContentType
 from django.core.management import call_command
 from django.db import OperationalError, connection, transaction
 from django.db.models.functions import Now
@@ -192,3 +196,131 @@ def restart(server):
         server.start()
     connection.close()
     return server.ready()
+
+
+class Beat:
+    """A beat with a durable and a plain entry, each second."""
+
+    def __init__(self, log):
+        self.log = log
+
+    def sent(self, name="write"):
+        return self.log.read_text().count(f"Sending due task tick {name} ")
+
+    def settled(self, at_least):
+        """Return whether each tick so far is one job, and fail if one is two."""
+        made = Job.objects.filter(task=tasks.write.name).count()
+        sent = self.sent()
+        assert made <= sent
+        return sent == made >= at_least
+
+
+@pytest.fixture
+def beat(monkeypatch, own_server, crew):
+    monkeypatch.setenv("TEST_TICKS", "1")
+    [control] = crew(control=CONTROL)
+    beat = Beat(control.log)
+    wait_until(lambda: beat.settled(1))
+    return beat
+
+
+def test_periodic_calls_on_connections_that_were_cut_are_made_once(beat):
+    for _ in range(3):
+        before = beat.sent()
+        assert terminate_connections() >= 1
+        wait_until(lambda before=before: beat.settled(before + 2))
+
+
+def test_periodic_calls_outlive_sessions_that_the_server_ends_while_idle(beat):
+    with connection.cursor() as cursor:
+        cursor.execute("ALTER ROLE CURRENT_USER SET idle_session_timeout = '300ms'")
+    terminate_connections()
+    before = beat.sent()
+
+    def settled():
+        connection.close()  # this one does not live longer
+        return beat.settled(before + 8)
+
+    wait_until(settled)
+
+
+def test_periodic_calls_are_made_once_when_the_database_is_back(beat, own_server):
+    before, plain = beat.sent(), beat.sent("plain_write")
+    connection.close()
+    own_server.send(9)
+    wait_until(lambda: not own_server.running)
+    # Beat itself waits for nothing.
+    wait_until(lambda: beat.sent("plain_write") >= plain + 4)
+    wait_until(lambda: restart(own_server))
+    wait_until(lambda: beat.settled(before + 4))
+    assert "periodic calls wait for the database" in beat.log.read_text()
+
+
+def test_a_database_that_neither_answers_nor_refuses_holds_up_no_entry(beat, own_server):
+    before, plain = beat.sent(), beat.sent("plain_write")
+    server = psutil.Process(own_server.pid)
+    frozen = [server, *server.children(recursive=True)]
+    try:
+        for process in frozen:
+            process.suspend()
+        wait_until(lambda: beat.sent("plain_write") >= plain + 5)
+    finally:
+        for process in frozen:
+            process.resume()
+    wait_until(lambda: beat.settled(before + 5))
+
+
+CALLS = {
+    "delay": lambda: tasks.write.delay("x"),
+    "key": lambda: tasks.write.apply_async(["x"], key="x"),
+    "owner": lambda: tasks.write.apply_async(["x"], owner=Group(pk=1)),
+    "many": lambda: tasks.write.enqueue_many([["x"], ["x"]]),
+    "many with keys": lambda: tasks.write.enqueue_many([["x"], ["x"]], key=lambda call: "x"),
+    "result": lambda: tasks.write.AsyncResult(str(uuid4())).state,
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_call_on_a_connection_that_was_cut_is_made_on_another(jobs_db, broker, call):
+    CALLS[call]()
+    made = Job.objects.count()
+    cut(connection)
+    ContentType.objects.clear_cache()
+    CALLS[call]()
+    again = 0 if "key" in call else made
+    assert Job.objects.count() == made + again
+
+
+def test_a_call_whose_connection_breaks_after_it_was_written_is_one_job(jobs_db, broker):
+    def breaks(execute, sql, *rest):
+        result = execute(sql, *rest)
+        if "INSERT INTO durable_jobs_job" in sql and not broken:
+            broken.append(sql)
+            cut(connection)
+            connection.execute_wrappers.clear()
+            connection.cursor().execute("SELECT 1")
+        return result
+
+    for call in (tasks.write.delay, lambda note: tasks.write.apply_async([note], key="x")):
+        broken = []
+        connection.execute_wrappers.append(breaks)
+        job = call("x")
+        assert broken
+        assert Job.objects.filter(pk=job.id).delete()[0] == 1
+        assert not Job.objects.exists()
+
+
+def cut(mine):
+    """End a connection behind the back of the process that has it."""
+    with mine.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        (pid,) = cursor.fetchone()
+
+    def end():
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
+        connection.close()
+
+    other = threading.Thread(target=end)
+    other.start()
+    other.join(10)

@@ -40,6 +40,7 @@ VERBS = {
     "enqueue": (lambda: transitions.enqueue(call().row()), set()),
     "enqueue by key": (lambda: transitions.enqueue(call(key="k").row(), "UPSERT"), set()),
     "enqueue once": (lambda: transitions.enqueue(call(key="k").row(), "UPSERT_ONCE"), set()),
+    "known": (lambda: transitions.known(uuid7()), {KEY}),
     "adopt": (lambda: transitions.adopt(call().row()), set()),
     "claim": (lambda: transitions.claim(tasks.noop, [uuid7()]), {KEY}),
     "claim along": (lambda: transitions.claim(tasks.noop, [uuid7()], along=50), {KEY}),

@@ -24,7 +24,7 @@ app.conf.beat_schedule = {
     "reconcile": {
         "task": "durable_jobs.reconcile",
         "schedule": conf.TICK,
-        "options": {"queue": "control", "expires": 5},
+        "options": {"queue": "control", "expires": 5, "expire_seconds": 5},
     }
 }
 app.conf.include.append("tests.release")
@@ -41,6 +41,14 @@ if "TEST_PERIODIC" in os.environ:
         "task": "tests.tasks.nightly",
         "schedule": 0.3,
     }
+if seconds := os.environ.get("TEST_TICKS"):
+    for name in ("write", "plain_write"):
+        entry = {
+            "task": f"tests.tasks.{name}",
+            "schedule": float(seconds),
+            "args": [f"tick {name}"],
+        }
+        app.conf.beat_schedule[f"tick {name}"] = entry
 if seconds := os.environ.get("TEST_VISIBILITY_TIMEOUT"):
     app.conf.broker_transport_options = {
         **app.conf.broker_transport_options,

@@ -1,8 +1,9 @@
 """The jobs' database: runs a statement by its name, in the words of PostgreSQL or of SQLite."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from types import ModuleType
 from typing import Any
 from uuid import UUID
@@ -43,19 +44,29 @@ def run(name: str, **params: Any) -> Rows:
 
 
 def run_anew(name: str, **params: Any) -> Rows:
-    """Run it, outside a transaction once more should the connection turn out to be dead.
+    rows: Rows = anew(partial(run, name, **params))
+    return rows
 
-    CELERY_DB_REUSE_MAX keeps connections that the database may have closed meanwhile. Only for
-    what changes nothing the second time: fenced statements, and inserts that mind a conflict.
+
+def anew(work: Callable[[], Any]) -> Any:
+    """Do it, outside a transaction once more should the connection turn out to be dead.
+
+    Nobody checks connections outside request and task, and CELERY_DB_REUSE_MAX keeps some that the
+    database may have closed meanwhile. Only for what changes nothing the second time: fenced
+    statements, and inserts that mind a conflict.
     """
     connection = connections[conf.DATABASE]
+    connection.ensure_connection()
+    first, in_transaction = connection.connection, not connection.autocommit
     try:
-        return run(name, **params)
+        return work()
     except (OperationalError, InterfaceError):
-        if connection.in_atomic_block or connection.is_usable():
+        # After a transaction of `work` Django has connected anew already.
+        same = connection.connection is first
+        if in_transaction or (same and connection.is_usable()):
             raise
         connection.close()
-        return run(name, **params)
+        return work()
 
 
 def uuid(value: UUID | str) -> UUID:

@@ -5,10 +5,12 @@
 caller's context, and then "publishes" into the table. The row keeps it, through delays and retries.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import Any, Self
 from uuid import UUID
 
@@ -17,7 +19,7 @@ from django.contrib.contenttypes.models import ContentType
 from django.db import connections, models, transaction
 from kombu.utils.json import dumps
 
-from durable_jobs import transitions
+from durable_jobs import beat, database, transitions
 from durable_jobs.attempt import State
 from durable_jobs.conf import conf
 from durable_jobs.exceptions import Unsupported
@@ -50,6 +52,11 @@ class Call:
     expires_at: datetime | None = None
     queue: str = ""
     options: dict[str, Any] = field(default_factory=dict)
+    made: float = field(default_factory=time.monotonic)
+    #: Seconds since then for which it had to wait for the database.
+    late: float = 0
+    #: It may be written already: the connection broke.
+    tried: bool = False
 
     @property
     def waits(self) -> bool:
@@ -67,21 +74,35 @@ class Call:
             "options": dumps(self.options) if self.options else "{}",
             "state": (State.SCHEDULED if self.waits else State.QUEUED).value,
             # A queued job is due when its hint must have been lost.
-            "delay": self.delay if self.waits else conf.REPUBLISH,
+            "delay": self.delay - self.late if self.waits else conf.REPUBLISH,
+            "expires": None if self.expires is None else self.expires - self.late,
             "owner_type": owner_type,
             "owner_id": owner_id,
         }
 
     def insert(self) -> UUID:
         """Write the row and return its id, or that of the live job that holds the key."""
-        by_key = "UPSERT" if self.rerun else "UPSERT_ONCE"
-        self.id = transitions.enqueue(self.row(), "INSERT" if self.key is None else by_key)
-        if self.eta is None:
-            transitions.hint_on_commit([self.hint()], self.delay)
+        if not beat.writer.takes(self):
+            self.id = self.write()
         return self.id
 
-    def hint(self) -> Hint:
-        return Hint(self.id, self.task, self.queue, self.options, self.args, self.kwargs)
+    def write(self) -> UUID:
+        found: UUID = database.anew(self._write)
+        if self.eta is None:
+            transitions.hint_on_commit([self.hint(found)], self.delay - self.late)
+        return found
+
+    def _write(self) -> UUID:
+        again, self.tried = self.tried, True
+        if again and transitions.known(self.id):
+            return self.id
+        if self.key is not None:
+            return transitions.enqueue(self.row(), "UPSERT" if self.rerun else "UPSERT_ONCE")
+        # The server may be about to commit what it was sent on the connection that broke.
+        return transitions.enqueue(self.row(), "ADOPT" if again else "INSERT")
+
+    def hint(self, job: UUID) -> Hint:
+        return Hint(job, self.task, self.queue, self.options, self.args, self.kwargs)
 
 
 class RowProducer:
@@ -165,17 +186,25 @@ def insert_many(calls: Sequence[Call]) -> list[UUID]:
 
     A key that is held already keeps its job, and that job's id is returned.
     """
+    found: list[UUID] = database.anew(partial(_insert_many, calls))
+    return found
+
+
+def _insert_many(calls: Sequence[Call]) -> list[UUID]:
+    found: dict[UUID, UUID] = {}
     using = conf.DATABASE
     if connections[using].vendor != "postgresql" or any(map(_alone, calls)):
         # Sorted, so that two such calls at once cannot wait for each other's keys.
         with transaction.atomic(using=using):
             for call in sorted(calls, key=lambda call: call.key or ""):
-                call.insert()
+                found[call.id] = call.write()
     elif calls:
-        first = calls[0].row()  # all have the same delay, that of one call of enqueue_many
-        transitions.enqueue_many([call.row() for call in calls], first["delay"])
-        transitions.hint_on_commit([call.hint() for call in calls], calls[0].delay)
-    return [call.id for call in calls]
+        again, calls[0].tried = calls[0].tried, True
+        if not (again and transitions.known(calls[0].id)):
+            first = calls[0].row()  # all have the same delay, that of one call of enqueue_many
+            transitions.enqueue_many([call.row() for call in calls], first["delay"])
+        transitions.hint_on_commit([call.hint(call.id) for call in calls], calls[0].delay)
+    return [found.get(call.id, call.id) for call in calls]
 
 
 def _alone(call: Call) -> bool:

@@ -27,6 +27,7 @@ VALUES (%(id)s, %(task)s, %(args)s, %(kwargs)s, %(queue)s, %(options)s, %(key)s,
         %(owner_id)s, %(max_attempts)s, COALESCE(%(expires_at)s::timestamptz, {_in("expires")}),
         %(state)s, COALESCE(%(eta)s::timestamptz, {_in("delay")}))"""
 ADOPT = f"{INSERT} ON CONFLICT DO NOTHING"
+KNOWN = "SELECT id FROM durable_jobs_job WHERE id = %(id)s"
 _ON_KEY = "ON CONFLICT (task, key) WHERE key IS NOT NULL AND due_at IS NOT NULL DO UPDATE SET"
 # A job that waits for its first attempt starts at the earlier of both times; one that backs off
 # after a failure keeps its pace; a running one is marked, and runs again with these arguments.

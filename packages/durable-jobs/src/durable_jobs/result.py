@@ -14,6 +14,7 @@ from celery.exceptions import TimeoutError as ResultTimeout
 from celery.result import AsyncResult, assert_will_not_block
 from kombu.utils.json import dumps
 
+from durable_jobs.database import anew
 from durable_jobs.exceptions import JobDead
 from durable_jobs.ids import row_id
 from durable_jobs.models import Job
@@ -44,7 +45,7 @@ class JobResult(AsyncResult):
         return Job.objects.get(pk=row_id(self.id))
 
     def _get_task_meta(self) -> dict[str, Any]:
-        job = Job.objects.filter(pk=row_id(self.id)).first()
+        job = anew(Job.objects.filter(pk=row_id(self.id)).first)
         if job is None:
             return {"task_id": self.id, "status": states.PENDING, "result": None}
         state = STATES[Job.State(job.state)]

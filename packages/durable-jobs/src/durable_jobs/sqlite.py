@@ -28,6 +28,7 @@ VALUES (%(id)s, %(task)s, %(args)s, %(kwargs)s, %(queue)s, %(options)s, %(key)s,
         %(owner_id)s, %(max_attempts)s, COALESCE(%(expires_at)s, {_in("%(expires)s")}), %(state)s,
         COALESCE(%(eta)s, {_in("%(delay)s")}))"""
 ADOPT = f"{INSERT} ON CONFLICT DO NOTHING"
+KNOWN = "SELECT id FROM durable_jobs_job WHERE id = %(id)s"
 # An upsert finds its index by the index's own words, in their order.
 _ON_KEY = "ON CONFLICT (task, key) WHERE due_at IS NOT NULL AND key IS NOT NULL DO UPDATE SET"
 _WAITS = "job.state = 'scheduled' AND job.attempts = 0"

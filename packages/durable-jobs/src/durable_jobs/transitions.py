@@ -46,6 +46,10 @@ def enqueue(row: Row, statement: str = "INSERT") -> UUID:
     return database.uuid(found[0][0]) if found else row["id"]
 
 
+def known(job: UUID) -> bool:
+    return bool(database.run("KNOWN", id=job))
+
+
 def enqueue_many(rows: Sequence[Row], delay: float) -> None:
     """Write rows that have neither keys nor times of their own; on PostgreSQL only."""
     with connections[conf.DATABASE].cursor() as cursor:

@@ -14,16 +14,12 @@ from django.db import close_old_connections, connections
 
 from durable_jobs import attempt, transitions
 from durable_jobs.conf import conf
-from durable_jobs.database import brief_locks
 from durable_jobs.heartbeat import heartbeat
-from durable_jobs.models import Job
 from durable_jobs.publisher import publisher
 from durable_jobs.slices import NOTHING
 
 logger = logging.getLogger("durable_jobs.worker")
 REFUSED_POOLS = ("gevent", "eventlet")
-# How long beat waits for a lock before it turns to other things.
-LOCK_SECONDS = 1.0
 
 
 class HintRequest(Request):
@@ -94,24 +90,6 @@ def release_all() -> None:
         logger.warning("durable_jobs: could not hand jobs back: %r", failure)
     finally:
         connections[conf.DATABASE].close()
-
-
-@signals.beat_init.connect(weak=False)
-def on_beat(**_: Any) -> None:
-    """Have beat, in whose thread this is, wait for no lock: the loop would wait with it."""
-    connections[conf.DATABASE].execute_wrappers.append(briefly)
-
-
-def briefly(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
-    """Write a periodic call in time or not at all; beat logs that, and goes on.
-
-    Only its key can make it wait: a caller has not committed a call with the same one. Once that
-    commits there is a live job by that key, which is all the periodic call asks for.
-    """
-    if Job._meta.db_table not in sql:
-        return execute(sql, params, many, context)
-    with brief_locks(LOCK_SECONDS):
-        return execute(sql, params, many, context)
 
 
 @signals.task_prerun.connect(weak=False)
