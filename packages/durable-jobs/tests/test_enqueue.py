@@ -1,13 +1,17 @@
 """Calls at the edge: many at once, with times; unsaved owners; values that are not JSON."""
 
 import time
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
 
 import pytest
 from celery import current_app, shared_task
 from django.contrib.auth.models import Group
-from django.db import transaction
+from django.contrib.sessions.models import Session
+from django.db import connection, transaction
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
+from kombu import Queue
 
 from durable_jobs import Job, JobTask
 from durable_jobs.publisher import EMPTY_BODY, publisher
@@ -106,18 +110,81 @@ def test_tasks_share_no_keys():
     assert again.job.args == [2]
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"key": "k" * 201}, "a key has 1 to 200 characters, this one 201"),
-        ({"key": ""}, "a key has 1 to 200 characters, this one 0"),
-        ({"max_attempts": 0}, "max_attempts is a number from 1, not 0"),
-    ],
-)
-def test_a_key_or_a_budget_that_cannot_be_is_refused_at_the_call(options, words):
-    with pytest.raises(ValueError, match=words):
-        tasks.noop.apply_async((1,), **options)
-    assert not Job.objects.exists()
+REFUSED = {
+    "a long key": ({"key": "k" * 201}, "a key has 1 to 200 characters, this one 201"),
+    "an empty key": ({"key": ""}, "a key has 1 to 200 characters, this one 0"),
+    "NUL in a key": ({"key": "a\0b"}, "a character that PostgreSQL does not store"),
+    "half a character": ({"key": "\ud800"}, "a character that PostgreSQL does not store"),
+    "a key that is a list": ({"key": [1]}, r"the key \[1\] is no text"),
+    "no attempt": ({"max_attempts": 0}, "max_attempts is a number from 1, not 0"),
+    "half an attempt": ({"max_attempts": 2.5}, "max_attempts is a number from 1, not 2.5"),
+    "a long owner": ({"owner": Session(pk="k" * 256)}, "owner's key has 1 to 255 characters"),
+    "a composite owner": ({"owner": Group(pk=(1, 2))}, "its primary key is composite"),
+    "a binary owner": ({"owner": Group(pk=b"12")}, "its primary key is composite or binary"),
+    "NUL in an owner": ({"owner": Session(pk="a\0")}, "a character that PostgreSQL does not"),
+    "NUL in headers": ({"headers": {"h": "a\0b"}}, "headers and options must be JSON"),
+    "an object in headers": ({"headers": {"h": object()}}, "headers and options must be JSON"),
+    "no number in headers": ({"headers": {"h": float("nan")}}, "headers and options must be"),
+    "a high priority": ({"priority": 300}, "a priority is a number from 0 to 255, not 300"),
+    "a priority in words": ({"priority": "high"}, "a priority is a number from 0 to 255"),
+    "a limit in words": ({"time_limit": "long"}, "a time limit is a number of seconds"),
+    "a long queue": ({"queue": Queue("q" * 101)}, "queue's name has 0 to 100 characters"),
+    "NUL in a queue": ({"queue": Queue("q\0")}, "a character that PostgreSQL does not store"),
+    "the end of time": ({"eta": datetime.max.replace(tzinfo=UTC)}, "is no time that every clock"),
+    "a late end": ({"expires": datetime.max.replace(tzinfo=UTC)}, "is no time that every clock"),
+}
+
+
+@pytest.mark.parametrize(("options", "words"), REFUSED.values(), ids=REFUSED)
+def test_what_no_row_can_hold_is_refused_in_words_before_any_sql(options, words):
+    with transaction.atomic():
+        with CaptureQueriesContext(connection) as queries:
+            with pytest.raises((TypeError, ValueError), match=words):
+                tasks.noop.apply_async((1,), **options)
+            if not {"max_attempts", "key", "owner"} & set(options):
+                with pytest.raises((TypeError, ValueError), match=words):
+                    tasks.noop.enqueue_many([[1], [2]], **options)
+        assert not queries.captured_queries
+        assert not Job.objects.exists()
+
+
+@shared_task(base=JobTask, name="n" * 201)
+def long_name():
+    return None
+
+
+def test_a_task_whose_name_is_too_long_for_a_row_is_refused_at_its_call():
+    with pytest.raises(ValueError, match="a task's name has 1 to 200 characters, this one 201"):
+        long_name.delay()
+
+
+@shared_task(base=JobTask, bind=True, max_retries=50)
+def retries_in_a_long_queue(self, name):
+    raise self.retry(queue=Queue(name), countdown=60)
+
+
+@pytest.mark.parametrize(("name", "words"), [("q" * 101, "queue's name has"), ("other", "Retry")])
+def test_a_retry_goes_to_a_queue_that_a_row_can_name(name, words):
+    job = retries_in_a_long_queue.delay(name)
+    drain()
+    assert job.job.state == State.SCHEDULED
+    assert words in job.job.error
+    assert job.job.queue in ("other", "default")
+
+
+def test_keys_and_owners_that_a_row_can_hold_are_kept_as_text():
+    number, unique = (
+        tasks.noop.apply_async((1,), key=7),
+        tasks.noop.apply_async((1,), key=UUID(int=1)),
+    )
+    assert (number.job.key, unique.job.key) == ("7", str(UUID(int=1)))
+    owner = Session(pk="k" * 255)
+    tasks.noop.apply_async((1,), owner=owner)
+    assert Job.objects.for_owner(owner).count() == 1
+    with pytest.raises(ValueError, match="composite"):
+        Job.objects.for_owner(Group(pk=(1, 2)))
+    Job.objects.cancel("because\0")
+    assert {job.error for job in Job.objects.all()} == {"because\\x00"}
 
 
 @shared_task(base=JobTask, max_retries=None)

@@ -15,8 +15,8 @@
                     due: publish                           any unfinished, .cancel(): CANCELLED
 
 Every arrow is a verb of transitions.py; every write of a run carries its token. From below: conf,
-values, attempt; postgresql and sqlite, database, publisher, transitions; fields, models, heartbeat, run,
-slices; task on top.
+values, attempt; postgresql and sqlite, database, publisher, transitions; fields, models, heartbeat,
+run, slices; task on top.
 """
 
 from importlib import import_module

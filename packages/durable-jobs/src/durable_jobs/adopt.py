@@ -54,8 +54,8 @@ def adopt(task: Any, task_id: str, args: Any, kwargs: Any, request: dict[str, An
     job = row_id(task_id)
     info = request.get("delivery_info") or {}
     call = Call(task.name, task.max_attempts, job, dumps(args), dumps(kwargs))
-    call.queue = info.get("routing_key") or ""
     headers = {name: value for name, value in request.items() if name not in OF_THE_WORKER}
-    call.options = call_options({"timelimit": (), "parent_id": None, **headers}, info)
+    options = call_options({"timelimit": (), "parent_id": None, **headers}, info)
+    call.route(info.get("routing_key") or "", options)
     transitions.adopt(call.row())
     return job

@@ -17,14 +17,22 @@ from uuid import UUID
 from celery import current_app
 from django.contrib.contenttypes.models import ContentType
 from django.db import connections, models, transaction
-from kombu.utils.json import dumps
 
 from durable_jobs import beat, database, transitions
 from durable_jobs.attempt import State
 from durable_jobs.conf import conf
 from durable_jobs.exceptions import Unsupported
 from durable_jobs.publisher import Hint
-from durable_jobs.values import encode
+from durable_jobs.values import (
+    QUEUE_MAX_CHARS,
+    TASK_MAX_CHARS,
+    checked_text,
+    encode,
+    instant,
+    owner_key,
+    packed,
+    span,
+)
 
 # Headers Celery writes itself at each publication; everything else belongs to the call.
 OWN_HEADERS = frozenset((
@@ -57,21 +65,41 @@ class Call:
     late: float = 0
     #: It may be written already: the connection broke.
     tried: bool = False
+    #: The options as JSON.
+    packed: str = "{}"
 
     @property
     def waits(self) -> bool:
         return self.delay > 0 or self.eta is not None
+
+    def timing(self, options: dict[str, Any], expires: float | None) -> None:
+        """Move the times from the message's options to the row's timer."""
+        self.delay = span(self.task, "countdown", options.pop("countdown", None))
+        self.eta = instant(options.pop("eta", None))
+        expires = options.pop("expires", expires)
+        options["expires"] = None
+        if isinstance(expires, int | float):
+            self.expires = span(self.task, "expires", expires)
+        else:
+            self.expires_at = instant(expires)
 
     def take(self, args: Any, kwargs: Any) -> None:
         """Freeze the arguments; raises TypeError or ValueError where no row can hold them."""
         self.args = encode(self.task, args)
         self.kwargs = encode(self.task, kwargs) if kwargs else "{}"
 
+    def route(self, queue: str, options: dict[str, Any]) -> None:
+        """Take where it goes and what goes with it; raises TypeError or ValueError, too."""
+        checked_text(self.task, "task's name", self.task, TASK_MAX_CHARS)
+        self.queue = checked_text(self.task, "queue's name", queue, QUEUE_MAX_CHARS, 0)
+        self.options |= options
+        self.packed = packed(self.task, self.options)
+
     def row(self) -> dict[str, Any]:
         """Return the columns, and the spans from which the database makes its times."""
         owner_type, owner_id = owner_columns(self.owner)
         return vars(self) | {
-            "options": dumps(self.options) if self.options else "{}",
+            "options": self.packed,
             "state": (State.SCHEDULED if self.waits else State.QUEUED).value,
             # A queued job is due when its hint must have been lost.
             "delay": self.delay - self.late if self.waits else conf.REPUBLISH,
@@ -132,8 +160,7 @@ class RowProducer:
         if used := [name for name, value in canvas.items() if value]:  # a receiver's
             raise Unsupported(self.call.task, " and ".join(used))
         self.call.take(args, kwargs)
-        self.call.queue = queue_name(properties)
-        self.call.options |= call_options(headers, properties)
+        self.call.route(queue_name(properties), call_options(headers, properties))
         self.accept()
 
     def accept(self) -> None:
@@ -176,9 +203,8 @@ def call_options(headers: Mapping[str, Any], properties: Mapping[str, Any]) -> d
 def owner_columns(owner: models.Model | None) -> tuple[int | None, str | None]:
     if owner is None:
         return None, None
-    if owner.pk is None:
-        raise ValueError(f"The owner {owner!r} is not saved: it has no primary key yet.")
-    return ContentType.objects.get_for_model(owner).pk, str(owner.pk)
+    key = owner_key(owner)
+    return ContentType.objects.get_for_model(owner).pk, key
 
 
 def insert_many(calls: Sequence[Call]) -> list[UUID]:

@@ -21,6 +21,13 @@ from durable_jobs.database import ago
 from durable_jobs.fields import SentJSON
 from durable_jobs.ids import uuid7
 from durable_jobs.transitions import retriable
+from durable_jobs.values import (
+    KEY_MAX_CHARS,
+    OWNER_MAX_CHARS,
+    QUEUE_MAX_CHARS,
+    TASK_MAX_CHARS,
+    owner_key,
+)
 
 # A bulk retry may not become the next outage: more than RETRY_AT_ONCE jobs start at this pace.
 RETRY_AT_ONCE = 100
@@ -53,7 +60,7 @@ class JobQuerySet(models.QuerySet["Job"]):
 
     def for_owner(self, owner: models.Model) -> Self:
         return self.filter(
-            owner_type=ContentType.objects.get_for_model(owner), owner_id=str(owner.pk)
+            owner_type=ContentType.objects.get_for_model(owner), owner_id=owner_key(owner)
         )
 
     def unfinished(self) -> Self:
@@ -109,18 +116,18 @@ class Job(models.Model):
     State = State
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
-    task = models.CharField(max_length=200)
+    task = models.CharField(max_length=TASK_MAX_CHARS)
     args = SentJSON(default=list)
     kwargs = SentJSON(default=dict)
-    queue = models.CharField(max_length=100)
+    queue = models.CharField(max_length=QUEUE_MAX_CHARS)
     options = models.JSONField(
         default=dict, help_text="Priority, time limits and headers that follow the job."
     )
-    key = models.CharField(max_length=200, null=True, blank=True)  # noqa: DJ001
+    key = models.CharField(max_length=KEY_MAX_CHARS, null=True, blank=True)  # noqa: DJ001
     owner_type = models.ForeignKey(
         ContentType, null=True, blank=True, on_delete=models.CASCADE, db_index=False
     )
-    owner_id = models.CharField(max_length=100, null=True, blank=True)  # noqa: DJ001
+    owner_id = models.CharField(max_length=OWNER_MAX_CHARS, null=True, blank=True)  # noqa: DJ001
     owner = GenericForeignKey("owner_type", "owner_id")
     state = models.CharField(max_length=10, choices=State, default=State.QUEUED)
     due_at = models.DateTimeField(null=True, blank=True)

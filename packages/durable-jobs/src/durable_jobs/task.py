@@ -25,9 +25,12 @@ from durable_jobs.exceptions import Unsupported
 from durable_jobs.ids import row_id, uuid7
 from durable_jobs.result import JobResult
 from durable_jobs.values import (
+    QUEUE_MAX_CHARS,
     UNBOUNDED,
     attempts,
+    budget,
     checked_key,
+    checked_text,
     given,
     instant,
     merged,
@@ -36,7 +39,16 @@ from durable_jobs.values import (
 
 logger = logging.getLogger("durable_jobs.task")
 CANVAS = ("link", "link_error", "chain", "chord", "group_id")
-OF_TEMPLATE = ("queue", "options", "delay", "eta", "expires", "expires_at", "max_attempts")
+OF_TEMPLATE = (
+    "queue",
+    "options",
+    "packed",
+    "delay",
+    "eta",
+    "expires",
+    "expires_at",
+    "max_attempts",
+)
 Tracer = Callable[..., Any]
 
 
@@ -138,8 +150,8 @@ class JobTask(DjangoTask):
         call = self._call(task_id)
         call.key = checked_key(self.name, self.key if key is None else key)
         call.owner = owner
-        call.max_attempts = self._budget(max_attempts)
-        self._timing(call, options)
+        call.max_attempts = budget(self.name, self.max_attempts, max_attempts)
+        call.timing(options, self.expires)
         if options.get("ignore_result"):
             call.options["ignore_result"] = True
         self._publish(args, kwargs, RowProducer(call), shadow=shadow, **options)
@@ -172,11 +184,11 @@ class JobTask(DjangoTask):
             return [UUID(self.apply_async(*given(item), **options).id) for item in calls]
         written: list[Call] = []
         template = self._call()
-        template.max_attempts = self._budget(max_attempts)
+        template.max_attempts = budget(self.name, self.max_attempts, max_attempts)
         if options.get("ignore_result"):
             template.options["ignore_result"] = True
         options["countdown"] = countdown
-        self._timing(template, options)
+        template.timing(options, self.expires)
         changed = self._dump_pydantic_arguments is not None
         for item in calls:
             args, kwargs = given(item)
@@ -189,6 +201,7 @@ class JobTask(DjangoTask):
                 self._publish(args, kwargs, TemplateProducer(template), **options)
                 changed |= (call.args, call.kwargs) != (template.args, template.kwargs)
                 call.args, call.kwargs = template.args, template.kwargs
+            call.max_attempts = template.max_attempts
             for name in OF_TEMPLATE:
                 setattr(call, name, getattr(template, name))
             call.key = checked_key(self.name, key(item) if key else self.key)
@@ -216,7 +229,9 @@ class JobTask(DjangoTask):
             return super().retry(args, kwargs, exc, throw, eta, countdown, max_retries, **options)
         self._refuse(**options)
         asked = mine.asked
-        asked.queue = options.pop("queue", None)
+        if queue := options.pop("queue", None):
+            queue = getattr(queue, "name", queue)
+            asked.queue = checked_text(self.name, "queue's name", queue, QUEUE_MAX_CHARS)
         if options:
             logger.warning(
                 "durable_jobs: retry of %s keeps the call's %s", mine, ", ".join(options)
@@ -283,20 +298,3 @@ class JobTask(DjangoTask):
             rerun=self.rerun,
             options={"via": self.via} if self.via else {},
         )
-
-    def _budget(self, limit: int | None) -> int:
-        limit = self.max_attempts if limit is None else limit
-        if limit is None or not 0 < limit <= UNBOUNDED:
-            raise ValueError(f"{self.name}: max_attempts is a number from 1, not {limit}.")
-        return limit
-
-    def _timing(self, call: Call, options: dict[str, Any]) -> None:
-        """Move the times from the message's options to the row's timer."""
-        call.delay = span(self.name, "countdown", options.pop("countdown", None))
-        call.eta = instant(options.pop("eta", None))
-        expires = options.pop("expires", self.expires)
-        options["expires"] = None
-        if isinstance(expires, int | float):
-            call.expires = span(self.name, "expires", expires)
-        else:
-            call.expires_at = instant(expires)

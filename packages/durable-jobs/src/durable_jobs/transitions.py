@@ -31,7 +31,7 @@ from durable_jobs import attempt, database
 from durable_jobs.attempt import Asked, Attempt, State
 from durable_jobs.conf import conf
 from durable_jobs.publisher import Hint, publisher
-from durable_jobs.values import decode
+from durable_jobs.values import decode, storable
 
 OVER = (State.DEAD, State.CANCELLED)
 Row = Mapping[str, Any]
@@ -215,8 +215,9 @@ def fire(limit: int) -> list[Hint]:
 
 def cancel(jobs: Any, reason: str) -> int:
     """Finish unfinished jobs; a run in progress is fenced off at its next write."""
-    ended = {"state": State.CANCELLED, "due_at": None, "finished_at": Now(), "error": reason}
-    return int(jobs.filter(due_at__isnull=False).update(**ended))
+    ended = {"state": State.CANCELLED, "due_at": None, "finished_at": Now()}
+    live = jobs.filter(due_at__isnull=False)
+    return int(live.update(**ended, error=storable(reason)))
 
 
 def retry(jobs: Any, spread: float) -> int:

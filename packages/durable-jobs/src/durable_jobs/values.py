@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from os.path import dirname
 from typing import Any
+from uuid import UUID
 
 from django.db import models
 from django.utils import timezone
@@ -17,6 +18,9 @@ from kombu.utils.json import dumps, loads
 from durable_jobs.conf import conf
 
 KEY_MAX_CHARS = 200
+OWNER_MAX_CHARS = 255
+TASK_MAX_CHARS = 200
+QUEUE_MAX_CHARS = 100
 # As many attempts as a row can hold: the statements take it for no limit at all.
 UNBOUNDED = 32_767
 # PostgreSQL stores no NUL character; a backslash before it would make it other text.
@@ -26,18 +30,49 @@ Arguments = tuple[Any, Any]
 LIBRARIES = (*map(sysconfig.get_path, ("stdlib", "purelib", "platlib")), dirname(__file__))
 
 
-def checked_key(task: str, key: str | None) -> str | None:
-    """Return the key, or raise ValueError."""
-    if key is not None and not 0 < len(key) <= KEY_MAX_CHARS:
-        raise ValueError(f"{task}: a key has 1 to {KEY_MAX_CHARS} characters, this one {len(key)}.")
-    return None if key is None else checked_text(task, key)
+def checked_key(task: str, key: str | int | UUID | None) -> str | None:
+    """Return the key as text, or raise TypeError or ValueError."""
+    if isinstance(key, int | UUID):
+        key = str(key)
+    return None if key is None else checked_text(task, "key", key, KEY_MAX_CHARS)
 
 
-def checked_text(task: str, text: str) -> str:
-    """Return the text, or raise ValueError if PostgreSQL does not store it."""
+def checked_text(task: str, name: str, text: str, most: int, least: int = 1) -> str:
+    """Return the text, or raise TypeError or ValueError if its column cannot hold it."""
+    if not isinstance(text, str):
+        raise TypeError(f"{task}: the {name} {text!r} is no text.")
+    if not least <= len(text) <= most:
+        told = f"has {least} to {most} characters, this one {len(text)}"
+        raise ValueError(f"{task}: a {name} {told}.")
     if storable(text) != text:
         raise ValueError(f"{task}: {text!r} has a character that PostgreSQL does not store.")
     return text
+
+
+def owner_key(owner: models.Model) -> str:
+    """Return the owner's primary key as a row holds it, or raise ValueError."""
+    name = type(owner).__name__
+    if owner.pk is None:
+        raise ValueError(f"The owner {owner!r} is not saved: it has no primary key yet.")
+    if isinstance(owner.pk, tuple | bytes | memoryview):
+        told = "its primary key is composite or binary, and a job can name its owner by neither"
+        raise ValueError(f"A {name} cannot own a job: {told}.")
+    return checked_text(name, "owner's key", str(owner.pk), OWNER_MAX_CHARS)
+
+
+def packed(task: str, options: Mapping[str, Any]) -> str:
+    """Return a call's options as JSON, or raise TypeError or ValueError."""
+    priority = options.get("priority", 0)
+    # A broker that was given another would refuse each hint, and the loop would send them for ever.
+    if not isinstance(priority, int) or not 0 <= priority <= 255:
+        raise ValueError(f"{task}: a priority is a number from 0 to 255, not {priority!r}.")
+    for limit in options.get("timelimit", ()):
+        if not isinstance(limit, int | float | None):
+            raise TypeError(f"{task}: a time limit is a number of seconds, not {limit!r}.")
+    try:
+        return to_json(options) if options else "{}"
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{task}: headers and options must be JSON: {error}") from error
 
 
 def storable(text: str) -> str:
@@ -144,12 +179,22 @@ def attempts(retries: int | None) -> int:
     return UNBOUNDED if retries is None else min(retries + 1, UNBOUNDED - 1)
 
 
+def budget(task: str, usual: int | None, limit: int | None) -> int:
+    """Return the number of attempts, or raise ValueError."""
+    limit = usual if limit is None else limit
+    if not isinstance(limit, int) or not 0 < limit <= UNBOUNDED:
+        raise ValueError(f"{task}: max_attempts is a number from 1, not {limit!r}.")
+    return limit
+
+
 def instant(value: datetime | str | None) -> datetime | None:
     """Return a time with its zone; one without is local time, as in Celery's `timezone`."""
     if isinstance(value, str):
         value = datetime.fromisoformat(value)
     if value is not None and timezone.is_naive(value):
         value = timezone.make_aware(value)
+    if value is not None and not 1 < value.year < 9999:  # elsewhere it is another year
+        raise ValueError(f"{value} is no time that every clock can show.")
     return value
 
 

@@ -53,7 +53,7 @@ class Migration(migrations.Migration):
                 ("queue", models.CharField(max_length=100)),
                 ("options", models.JSONField(default=dict, help_text=OPTIONS_HELP)),
                 ("key", models.CharField(blank=True, max_length=200, null=True)),
-                ("owner_id", models.CharField(blank=True, max_length=100, null=True)),
+                ("owner_id", models.CharField(blank=True, max_length=255, null=True)),
                 ("state", models.CharField(choices=[(s, s.title()) for s in STATES], default="queued", max_length=10)),
                 ("due_at", models.DateTimeField(blank=True, null=True)),
                 ("expires_at", models.DateTimeField(blank=True, null=True)),
