@@ -1,5 +1,5 @@
 import re
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from django.contrib import admin
@@ -142,6 +142,14 @@ def test_the_detail_page_escapes_everything_a_task_may_have_written(operator):
     page = operator.get(change(job)).content.decode()
     assert evil not in page
     assert page.count("&lt;script&gt;alert(1)") >= 5
+
+
+@pytest.mark.parametrize("use_tz", [True, False])
+def test_the_timeline_is_local_time_with_and_without_zones(operator, settings, use_tz):
+    at = datetime(2026, 11, 30, 20, 15, tzinfo=UTC)
+    job = make(created_at=at)
+    settings.TIME_ZONE, settings.USE_TZ = "America/New_York", use_tz
+    assert "2026-11-30 15:15:00" in operator.get(change(job)).content.decode()
 
 
 def test_the_timeline_names_the_instants_that_were_reached(operator):

@@ -1,5 +1,7 @@
 """What reaches the body is what Celery would have sent, and what no row can hold is refused."""
 
+from datetime import UTC, datetime, timedelta
+
 import pytest
 from celery import shared_task, signals
 from django.db import connection, transaction
@@ -146,3 +148,17 @@ def test_jobs_are_found_grouped_and_saved_by_their_arguments():
     copied = Job.objects.raw("SELECT * FROM durable_jobs_job")[0]
     assert (dumps(job.args), copied.pk) == ('[{"z": 1, "y": 1e+16}]', job.pk)
     assert dumps(Job.objects.defer("args").get().kwargs) == '{"z": 1, "a": 2}'
+
+
+@pytest.mark.parametrize("use_tz", [True, False])
+def test_a_time_without_zone_is_utc_as_it_is_for_celery(use_tz, settings):
+    settings.TIME_ZONE, settings.USE_TZ = "America/New_York", use_tz
+    when = (datetime.now(UTC) + timedelta(hours=2)).replace(tzinfo=None)
+    for naive in (when, when.isoformat()):
+        see.apply_async(eta=naive, expires=naive)
+    see.enqueue_many([[1]], eta=when, expires=when)
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT due_at - now(), expires_at - now() FROM durable_jobs_job")
+        spans = [span for row in cursor.fetchall() for span in row]
+    assert len(spans) == 6
+    assert all(timedelta(hours=1) < span <= timedelta(hours=2) for span in spans)

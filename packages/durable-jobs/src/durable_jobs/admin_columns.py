@@ -10,6 +10,7 @@ from django.urls import NoReverseMatch, reverse
 from django.utils import timezone
 from django.utils.html import format_html, format_html_join
 from django.utils.timesince import timesince
+from django.utils.timezone import template_localtime
 
 from durable_jobs.admin_list import HEADLINE_CHARS
 from durable_jobs.models import Job
@@ -76,7 +77,8 @@ class JobColumns:
         names = ("created", "queued", "started", "finished")
         steps = [(name, at) for name in names if (at := getattr(job, f"{name}_at"))]
         shown = (
-            (name, at.isoformat(), f"{timezone.localtime(at):%Y-%m-%d %H:%M:%S}")
+            # With USE_TZ = False it is naive, and local already.
+            (name, at.isoformat(), f"{template_localtime(at):%Y-%m-%d %H:%M:%S}")
             for name, at in steps
         )
         step = '<span class="job-step">{} <time datetime="{}">{}</time></span>'

@@ -87,6 +87,8 @@ class JobBackend(BaseTaskBackend):
         call = {name: getattr(task, name) for name in ("backend", "queue_name", "priority")}
         call["run_after"] = task.run_after and task.run_after.isoformat()
         options = {**self.options, "headers": {CALL: call}, "eta": task.run_after}
+        if task.run_after and timezone.is_naive(task.run_after):  # Django's, with USE_TZ = False
+            options["eta"] = timezone.make_aware(task.run_after)
         # Django's default queue has no name of its own here: Celery's routes decide.
         if task.queue_name != DEFAULT_TASK_QUEUE_NAME:
             options["queue"] = task.queue_name

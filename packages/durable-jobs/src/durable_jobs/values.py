@@ -6,7 +6,7 @@ import re
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterable, Mapping
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from os.path import dirname
 from typing import Any
 from uuid import UUID
@@ -188,11 +188,11 @@ def budget(task: str, usual: int | None, limit: int | None) -> int:
 
 
 def instant(value: datetime | str | None) -> datetime | None:
-    """Return a time with its zone; one without is local time, as in Celery's `timezone`."""
+    """Return a time with its zone; one without is UTC, as for Celery's worker."""
     if isinstance(value, str):
         value = datetime.fromisoformat(value)
     if value is not None and timezone.is_naive(value):
-        value = timezone.make_aware(value)
+        value = value.replace(tzinfo=UTC)
     if value is not None and not 1 < value.year < 9999:  # elsewhere it is another year
         raise ValueError(f"{value} is no time that every clock can show.")
     return value
