@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import pytest
-from celery import current_app, shared_task
+from celery import current_app, shared_task, signals
 from django.contrib.auth.models import Group
 from django.contrib.sessions.models import Session
 from django.db import connection, transaction
@@ -108,6 +108,21 @@ def test_tasks_share_no_keys():
     assert again.id == first.id != other.id
     assert Job.objects.unfinished().filter(key="same").count() == 2
     assert again.job.args == [2]
+
+
+def test_who_logs_a_call_that_is_merged_into_a_job_hears_of_that_job():
+    told = []
+
+    def remember(headers, **_):
+        told.append(headers["id"])
+
+    signals.after_task_publish.connect(remember)
+    try:
+        first = tasks.noop.apply_async((1,), key="same")
+        again = tasks.noop.apply_async((2,), key="same")
+    finally:
+        signals.after_task_publish.disconnect(remember)
+    assert told == [first.id, again.id] == [first.id] * 2
 
 
 REFUSED = {

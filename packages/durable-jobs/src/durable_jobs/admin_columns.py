@@ -10,7 +10,6 @@ from django.urls import NoReverseMatch, reverse
 from django.utils import timezone
 from django.utils.html import format_html, format_html_join
 from django.utils.timesince import timesince
-from django.utils.timezone import template_localtime
 
 from durable_jobs.admin_list import HEADLINE_CHARS
 from durable_jobs.models import Job
@@ -76,12 +75,13 @@ class JobColumns:
     def timeline(self, job: Job) -> str:
         names = ("created", "queued", "started", "finished")
         steps = [(name, at) for name in names if (at := getattr(job, f"{name}_at"))]
-        shown = (
+        local = (
             # With USE_TZ = False it is naive, and local already.
-            (name, at.isoformat(), f"{template_localtime(at):%Y-%m-%d %H:%M:%S}")
+            (name, at, timezone.localtime(at) if timezone.is_aware(at) else at)
             for name, at in steps
         )
         step = '<span class="job-step">{} <time datetime="{}">{}</time></span>'
+        shown = ((name, at.isoformat(), f"{here:%Y-%m-%d %H:%M:%S}") for name, at, here in local)
         return format_html_join("", step, shown)
 
     @admin.display(description="error")

@@ -161,16 +161,17 @@ class RowProducer:
             raise Unsupported(self.call.task, " and ".join(used))
         self.call.take(args, kwargs)
         self.call.route(queue_name(properties), call_options(headers, properties))
-        self.accept()
+        self.accept(headers)
 
-    def accept(self) -> None:
-        self.call.insert()
+    def accept(self, headers: dict[str, Any]) -> None:
+        # Whoever logs the call hears of the job there is, also where its key has one already.
+        headers["id"] = str(self.call.insert())
 
 
 class TemplateProducer(RowProducer):
     """Only learns what Celery would publish: queue, headers and arguments."""
 
-    def accept(self) -> None:
+    def accept(self, headers: dict[str, Any]) -> None:
         return None
 
 
