@@ -8,6 +8,7 @@
     reconcile.py: every row whose `due_at` has passed: publish, retry, rescue, expire
     reconcilers.py: a job for every object that is not as it should be
     beat.py: the calls of beat, once the database is there
+    session.py: closes a database session that a task has changed
 
      .delay() --> QUEUED --claim: token+1, attempts+1--> RUNNING --> SUCCEEDED
                     ^  ^                                  |  | exception, attempts used up: DEAD

@@ -19,7 +19,7 @@ from typing import Any
 from celery.exceptions import Ignore, Reject, Retry
 from django.db import connections, transaction
 
-from durable_jobs import transitions
+from durable_jobs import session, transitions
 from durable_jobs.attempt import Attempt, State
 from durable_jobs.conf import conf
 from durable_jobs.exceptions import LeaseLost, NotYet, Permanent
@@ -82,6 +82,7 @@ def perform(mine: Attempt, args: Any, kwargs: Any) -> Any:
         with transaction.atomic(using=conf.DATABASE) if mine.task.atomic else nullcontext():
             outcome = write(mine, body(mine, args, kwargs))
     except Exception as error:
+        session.clean()  # after the transaction of an atomic body
         outcome = write(mine, meaning(mine, error, over=outcome is not None))
     return tell(mine, outcome)
 
@@ -114,7 +115,7 @@ def body(mine: Attempt, args: Any, kwargs: Any) -> Succeeded:
     except Ignore as ignore:
         ignored = ignore
     finally:
-        _autocommit_again()
+        session.clean()
     if mine.asked.retry:  # self.retry(throw=False)
         raise mine.asked.retry
     if task.ignore_result or mine.options.get("ignore_result"):
@@ -264,12 +265,3 @@ def _seen_by_others(mine: Attempt) -> bool:
 
     with ThreadPoolExecutor(1) as other:
         return other.submit(look).result()
-
-
-def _autocommit_again() -> None:
-    """Undo a task's `set_autocommit(False)`, or how it ended would be rolled back, too."""
-    connection = connections[conf.DATABASE]
-    if not connection.in_atomic_block and connection.connection and not connection.autocommit:
-        text = "durable_jobs: a task left autocommit off; what it had not committed is lost"
-        logger.warning(text)
-        connection.close()

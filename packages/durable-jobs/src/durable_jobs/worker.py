@@ -12,7 +12,7 @@ from celery.worker import state
 from celery.worker.request import Request
 from django.db import close_old_connections, connections
 
-from durable_jobs import attempt, transitions
+from durable_jobs import attempt, session, transitions
 from durable_jobs.conf import conf
 from durable_jobs.heartbeat import heartbeat
 from durable_jobs.publisher import publisher
@@ -78,6 +78,7 @@ def on_start(sender: Any = None, **_: Any) -> None:
             "Use --pool=prefork or --pool=threads."
         )
     attempt.start_boot()
+    session.start()
     # Not `worker_shutdown`, which Celery sends on a warm stop only. The pool has ended by then.
     atexit.register(release_all)
 
@@ -100,6 +101,13 @@ def on_prerun(task: Any = None, **_: Any) -> None:
     """
     if not task.request.is_eager and attempt.current(task.request.id) is None:
         close_old_connections()
+
+
+@signals.task_postrun.connect(weak=False)
+def on_postrun(task: Any = None, **_: Any) -> None:
+    """Let the next task find a clean session, whatever kind either is of."""
+    if not task.request.is_eager:
+        session.clean()
 
 
 @signals.worker_process_shutdown.connect(weak=False)
