@@ -1,10 +1,13 @@
 """Log lines of web, worker and beat as real processes: JSON, with ids that tie them together."""
 
+import decimal
 import io
 import json
 import logging
 import logging.config
+import math
 import secrets
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +16,7 @@ from typing import Any
 import pytest
 import structlog
 from celery import current_app
+from django.apps import apps
 
 from hardened_celery.logging import logging_config
 from tests import observed
@@ -143,6 +147,56 @@ def test_value_that_is_not_json_in_the_context_does_not_stop_a_task() -> None:
     with structlog.contextvars.bound_contextvars(basket=object()):
         tasks.speak.delay("sent nevertheless")
     current_app.control.purge()
+
+
+class Key:
+    """A primary key of a class of its own."""
+
+    def __init__(self, text: Any) -> None:
+        self.text = text
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@pytest.mark.parametrize(
+    ("key", "inherited"),
+    [
+        (7, 7),
+        ("a", "a"),
+        (True, "True"),
+        (uuid.UUID(int=1), str(uuid.UUID(int=1))),
+        (Key("k"), "k"),
+        ((1, Key("k")), None),
+        (b"\xff", "b'\\xff'"),
+        (decimal.Decimal("NaN"), "NaN"),
+        (math.nan, "nan"),
+        (2**60, str(2**60)),
+        (10**5000, None),
+        ("a\0b", "ab"),
+        ("\ud800", "\\ud800"),
+        (Key(None), None),
+        ("x" * 10_000, "x" * 200),
+        (None, None),
+    ],
+    ids=[str(number) for number in range(16)],
+)
+@pytest.mark.django_db
+def test_key_of_a_user_of_any_class_never_fails_a_call(key: Any, inherited: Any) -> None:
+    pytest.importorskip("durable_jobs")
+    from tests.observed import jobs
+
+    with structlog.contextvars.bound_contextvars(user_id=key, request_id="r"):
+        tasks.speak.delay("sent nevertheless")
+        job = jobs.fail_once.delay()
+    current_app.control.purge()
+    row = apps.get_model("durable_jobs.Job").objects.get(pk=job.id)
+    context = row.options["headers"]["__django_structlog__"]
+    assert context["request_id"] == "r"
+    if inherited is None:
+        assert len(str(context.get("user_id", ""))) <= 200
+    else:
+        assert context["user_id"] == inherited
 
 
 @contextmanager

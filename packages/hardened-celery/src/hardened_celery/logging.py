@@ -29,11 +29,13 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from hardened_celery import routine
 
+LEVELS = ("CRITICAL", "ERROR", "WARNING", "INFO", "DEBUG")
 PRIVATE = ("data", "user_agent", "fingerprint")
-# What a task inherits. Not more: a value that is not JSON would make sending the task fail.
+# What a task inherits. Not more: each message and each row carries it.
 INHERITED = ("request_id", "correlation_id", "user_id", "parent_task_id")
 # One receiver for all processes: a second one would log the sending of each task twice.
 TASKS = CeleryReceiver()
+MOST = 200  # characters of an id; who numbers our requests may send thousands
 
 
 def logging_config(*, json_lines: bool, level: str) -> dict[str, Any]:
@@ -116,9 +118,24 @@ def bind_task(task: Task, **_signal: object) -> None:
 
 
 def keep_inherited(context: dict[str, Any], **_signal: object) -> None:
-    """Leave only what a task inherits from its sender."""
-    for key in context.keys() - set(INHERITED):
-        del context[key]
+    """Leave only what a task inherits from its sender, as what every message and row can hold."""
+    for key in list(context):
+        value = context.pop(key)
+        if key in INHERITED and (plain := as_plain(value)) is not None:
+            context[key] = plain
+
+
+def as_plain(value: object) -> str | int | None:
+    """Return a value as a short text or a small number; None where it has no text of its own."""
+    if type(value) is int and abs(value) < 2**53:  # more than that JSON does not promise
+        return value
+    if value is None:
+        return None
+    try:
+        text = str(value)[:MOST].encode("utf-8", "backslashreplace").decode()
+    except Exception:  # a key may be of any class
+        return None
+    return text.replace("\0", "")  # which no column holds
 
 
 def start_clock(request: HttpRequest, **_signal: object) -> None:
