@@ -16,3 +16,5 @@ app.config_from_object("django.conf:settings", namespace="CELERY")
 app.autodiscover_tasks()
 liveness.connect(app)
 logging.connect()
+if "SLOW_END" in os.environ:
+    from tests import slow_end  # noqa: F401

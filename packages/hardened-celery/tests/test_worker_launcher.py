@@ -163,6 +163,33 @@ def test_a_worker_that_cannot_hand_back_says_where_it_hangs_and_is_killed(
     assert "on_cold_shutdown" in (tmp_path / "log").read_text()
 
 
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGQUIT, signal.SIGTERM])
+def test_a_wish_that_comes_when_python_is_on_its_way_out_changes_nothing(
+    tmp_path: Path, project_environment: dict[str, str], number: signal.Signals
+) -> None:
+    """The launcher's question where it hangs ended one that had handed back everything: 138."""
+    file = tmp_path / "on-its-way-out"
+    slow = project_environment | {"SLOW_END": str(file)}
+    with running_worker(tmp_path / "log", slow, "-c", "1") as worker:
+        celery = worker.celery_pid
+        worker.send(signal.SIGTERM)
+        wait_until(file.exists, 60, "Python is on its way out")
+        os.kill(celery, number)
+        file.rmdir()
+        assert worker.wait() == 0
+
+
+def test_a_question_that_comes_while_it_starts_ends_no_worker(
+    tmp_path: Path, project_environment: dict[str, str]
+) -> None:
+    options = tmp_path / "log", project_environment, "-c", "1"
+    with running_worker(*options, ready=False) as worker:
+        os.kill(worker.celery_pid, signal.SIGUSR1)
+        worker.wait_ready()
+        worker.send(signal.SIGTERM)
+        assert worker.wait() == 0
+
+
 def test_a_third_signal_kills(worker: Worker) -> None:
     hang(worker)
     for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGQUIT):
@@ -302,6 +329,13 @@ def test_a_wrong_option_is_one_line(options: list[str], says: str) -> None:
     assert code == 2
     assert says in said
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["WORKER_GRACE_SECONDS", "WORKER_HANG_SECONDS"])
+def test_a_wrong_variable_is_one_line_that_names_it(name: str) -> None:
+    code, said = launcher(*LAUNCHER, *WORKER, **{name: "soon"})
+    assert (code, said.count("\n")) == (2, 1)
+    assert f"{name}: 'soon' is not a positive number of seconds" in said
 
 
 @pytest.mark.parametrize("form", ["", "worker", "check"])

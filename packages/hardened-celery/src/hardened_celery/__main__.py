@@ -53,7 +53,12 @@ class Parser(argparse.ArgumentParser):
         given = environment("WORKER_HEARTBEAT_FILE") or None
         add("--heartbeat", type=Path, metavar="FILE", default=given, help=text)
 
-    def add_seconds(self, name: str, default: str, text: str) -> None:
+    def add_seconds(self, name: str, default: str, text: str, variable: str = "") -> None:
+        if given := os.environ.get(variable):
+            try:
+                default = str(seconds(given))
+            except argparse.ArgumentTypeError as error:
+                self.error(f"{variable}: {error}")
         self.add_argument(f"--{name}", type=seconds, default=default, metavar="SECONDS", help=text)
 
     def heartbeat(self, options: argparse.Namespace) -> Path:
@@ -73,11 +78,11 @@ def seconds(text: str) -> float:
 
 def run_worker(arguments: list[str]) -> int:
     parser = Parser("worker")
-    grace = os.environ.get("WORKER_GRACE_SECONDS") or "60"
-    parser.add_seconds("grace", grace, "for tasks that run at the end; WORKER_GRACE_SECONDS or 60")
+    text = "for tasks that run at the end; WORKER_GRACE_SECONDS or 60"
+    parser.add_seconds("grace", "60", text, "WORKER_GRACE_SECONDS")
     parser.add_seconds("margin", "10", "the end of the grace, to hand tasks back in; 10")
-    hang = os.environ.get("WORKER_HANG_SECONDS") or "120"
-    parser.add_seconds("hang", hang, "after which one that hangs ends; WORKER_HANG_SECONDS or 120")
+    text = "after which one that hangs ends; WORKER_HANG_SECONDS or 120"
+    parser.add_seconds("hang", "120", text, "WORKER_HANG_SECONDS")
     parser.add_argument("-q", "--quiet", action="store_true", help="no banner at the start")
     parser.add_argument("--workdir", metavar="FOLDER", help="where the application is; here")
     parser.add_argument("-D", "--detach", action="store_true", help=argparse.SUPPRESS)

@@ -108,18 +108,23 @@ def wake_on_signals() -> int:
     return wake
 
 
-def die_with_us() -> Callable[[], None] | None:
+def die_with_us() -> Callable[[], None]:
     """Return what the child does first: have the kernel send it SIGTERM when we die (Linux only).
+
+    And nothing ends it by which it is only asked where it is, until Celery has its handlers.
 
     Not SIGQUIT: whoever replaces this worker is not waiting for it, so its tasks may end, and their
     time limits see to it that they do.
     """
-    if sys.platform != "linux":
-        return None
+    linux = sys.platform == "linux"
     libc = ctypes.CDLL(None)
     launcher = os.getpid()
 
     def before_exec() -> None:
+        for number in PASSED_ON:
+            signal.signal(number, signal.SIG_IGN)
+        if not linux:
+            return
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != launcher:  # we died before the call
             os._exit(1)
