@@ -10,6 +10,7 @@ one (4 of 4042 in 12 kills at 200 messages per second). A row in the database su
 """
 
 import os
+import re
 import ssl
 import sys
 from typing import Any
@@ -22,6 +23,13 @@ if not _found or _scheme not in _REDIS + _RABBITMQ:
     _valid = ", ".join(f"{scheme}://" for scheme in _REDIS + _RABBITMQ)
     _given = f"begins with {_scheme}://" if _found else "is not set, or no URL"
     raise ValueError(f"CELERY_BROKER_URL {_given}. It must begin with one of: {_valid}")
+# A password with a `/` ends a URL before its host, and what complains of that shows a part of it.
+_host = r"(\[[^]]*]|[^/?#@:,\s]*)(:\d*)?"
+_url = rf"([\w+.-]+://|(?!.*://))([^/?#\s]*@)?{_host}(,{_host})*([/?#][^@\s]*)?"
+for _name in ("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND"):
+    if not all(re.fullmatch(_url, text) for text in os.environ.get(_name, "").split(";")):
+        _how = "in a password write `/` as %2F, `?` as %3F, `#` as %23"
+        raise ValueError(f"{_name} is no URL; {_how}")
 _on_redis = _scheme in _REDIS
 
 # Nobody waits for a worker or for beat, so these sit out a broker that is slow; a request cannot.
@@ -69,8 +77,10 @@ CELERY_ACCEPT_CONTENT = ["json"]
 
 # In eager mode nothing reaches a worker; only this variable switches it on, and a check says so.
 # https://docs.celeryq.dev/en/stable/userguide/configuration.html#task-always-eager
-_eager = os.environ.get("CELERY_TASK_ALWAYS_EAGER", "")
-CELERY_TASK_ALWAYS_EAGER = _eager.lower() in {"1", "true", "yes", "on"}
+_eager = os.environ.get("CELERY_TASK_ALWAYS_EAGER", "").strip().lower()
+if _eager not in {"1", "true", "yes", "on", "0", "false", "no", "off", ""}:
+    raise ValueError("CELERY_TASK_ALWAYS_EAGER says neither yes nor no: write 1 or 0")
+CELERY_TASK_ALWAYS_EAGER = _eager in {"1", "true", "yes", "on"}
 
 # An eager task that fails would fail silently.
 # https://docs.celeryq.dev/en/stable/userguide/configuration.html#task-eager-propagates

@@ -2,12 +2,12 @@
 
 import os
 
-from hardened_celery import logging, sentry
+from hardened_celery import env, logging, sentry
 
 bind = os.environ.get("GUNICORN_BIND", "127.0.0.1:8000")
 worker_class = "gthread"
-workers = int(os.environ.get("WEB_CONCURRENCY", "2"))
-threads = int(os.environ.get("GUNICORN_THREADS", "4"))
+workers = int(env.number("WEB_CONCURRENCY", 2, 1, whole=True))
+threads = int(env.number("GUNICORN_THREADS", 4, 1, whole=True))
 
 # A process whose main thread is silent for so long is replaced. A request is not cut off, however
 # long it takes; a long one belongs into a task.
@@ -28,7 +28,7 @@ control_socket_disable = True
 forwarded_allow_ips = os.environ.get("FORWARDED_ALLOW_IPS", "127.0.0.1")
 
 logconfig_dict = logging.logging_config(
-    json_lines=os.environ.get("DJANGO_DEBUG", "").lower() not in {"1", "true", "yes", "on"},
+    json_lines=not env.flag("DJANGO_DEBUG"),
     level=os.environ.get("DJANGO_LOG_LEVEL", "INFO"),
 )
 

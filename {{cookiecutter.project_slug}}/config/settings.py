@@ -9,21 +9,22 @@ import os
 from pathlib import Path
 
 import django
-import environ
 from celery.schedules import crontab
 from django.core.exceptions import ImproperlyConfigured
+from hardened_celery import literal, sentry
 from hardened_celery import logging as logs
-from hardened_celery import sentry
 
 BASE_DIR = Path(__file__).resolve().parent.parent
-env = environ.Env()
+# Taken literally, whatever a value begins with; what is wrong stops here, in one line without it.
+env = literal.Env()
 for env_file in (BASE_DIR / ".env", BASE_DIR / ".dev" / "env"):
     if env_file.is_file():
-        environ.Env.read_env(env_file)
+        env.read_env(env_file)
 
-if missing := {"DATABASE_URL", "CELERY_BROKER_URL", "DJANGO_SECRET_KEY"} - os.environ.keys():
+_needed = ("CELERY_BROKER_URL", "DATABASE_URL", "DJANGO_SECRET_KEY")
+if missing := [name for name in _needed if not os.environ.get(name)]:
     raise ImproperlyConfigured(
-        f"{', '.join(sorted(missing))} not set. While developing, `make up` or `make shell` sets"
+        f"{', '.join(missing)} not set. While developing, `make up` or `make shell` sets"
         " what is needed; elsewhere set it in the environment."
     )
 
@@ -125,8 +126,10 @@ _mails = env.list("DJANGO_ADMINS", default=[])
 ADMINS = _mails if django.VERSION >= (6,) else [(mail, mail) for mail in _mails]
 QUEUE_PROBES = {
     "WEBHOOK": env.str("PROBES_WEBHOOK", default=""),
-    "TOKEN": env.str("PROBES_TOKEN", default=""),
+    "TOKEN": env.str("PROBES_TOKEN", default=None),
 }
+# Flower reads it by itself, and what has no colon would let in nobody, or everybody.
+env.logins("FLOWER_BASIC_AUTH")
 # Whom mails come from: those to people, and those about errors and queues to DJANGO_ADMINS.
 DEFAULT_FROM_EMAIL = env.str("DJANGO_DEFAULT_FROM_EMAIL", default="webmaster@localhost")
 SERVER_EMAIL = env.str("DJANGO_SERVER_EMAIL", default=DEFAULT_FROM_EMAIL)
@@ -198,7 +201,8 @@ if not DEBUG:
         # Only behind a proxy that sets or strips this header: a client could forge it otherwise.
         SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
 
-LOGGING = logs.configure(json_lines=not DEBUG, level=env.str("DJANGO_LOG_LEVEL", default="INFO"))
+_level = env.str("DJANGO_LOG_LEVEL", default="INFO", choices=logs.LEVELS)
+LOGGING = logs.configure(json_lines=not DEBUG, level=_level)
 # who calls us may number its requests; else each gets a number
 DJANGO_STRUCTLOG_TRUST_UPSTREAM_REQUEST_ID = True
 DJANGO_STRUCTLOG_IP_LOGGING_ENABLED = False

@@ -10,6 +10,7 @@ import pytest
 
 from rollout import commands, platform, shell, source, systemd
 from rollout.__main__ import parse
+from rollout.compose import Compose
 from rollout.deploy import Deploy
 from rollout.shell import RefusedError, StepError
 
@@ -238,6 +239,31 @@ def test_a_setting_that_is_no_url_is_named_and_not_shown(
     with pytest.raises(StepError) as found:
         platform.check_settings()
     assert line.partition("=")[0] in str(found.value)
+    assert "hunter" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "right"),
+    [
+        ("PROBES_TOKEN=$hunter2", False),
+        ('PROBES_TOKEN="$hunter2"', False),
+        ("PROBES_TOKEN=a${hunter2}", False),
+        ("PROBES_TOKEN='$hunter2'", True),
+        ("# OLD=$hunter2", True),
+        ("PROBES_TOKEN=hunter2", True),
+    ],
+)
+def test_what_compose_would_replace_in_a_setting_is_refused(
+    tmp_path: Path, line: str, right: bool
+) -> None:
+    """It made a token empty, and an address that was to be protected answered everybody."""
+    (tmp_path / "env").write_text(f"{line}\n")
+    compose = Compose("app", tmp_path)
+    if right:
+        compose.check_settings()
+        return
+    with pytest.raises(StepError, match=r"PROBES_TOKEN in line 1 of .* single quotes") as found:
+        compose.check_settings()
     assert "hunter" not in str(found.value)
 
 

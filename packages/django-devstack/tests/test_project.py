@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from devstack import programs, project
+from devstack import commands, programs, project
+from devstack.console import Console
 from devstack.project import Worker
 from devstack.state import StackError
 from devstack.watch import Watch
@@ -75,6 +76,13 @@ def test_wrong_value_is_refused_in_one_line(tmp_path, toml, said):
     with pytest.raises(StackError, match=said) as caught:
         project.find(made(tmp_path, toml))
     assert "\n" not in str(caught.value)
+
+
+def test_line_of_env_that_sets_nothing_is_named_and_not_shown(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (made(tmp_path) / ".env").write_text("# ours\nPROBES_TOKEN = s3cret\n")
+    with pytest.raises(StackError, match=r"line 2 of .*\.env is not NAME=value$"):
+        commands.prepared(project.find(tmp_path), Console())
 
 
 def test_folder_without_a_project_says_what_is_missing(tmp_path):

@@ -366,6 +366,8 @@ NO_QUEUES = "CELERY_TASK_CREATE_MISSING_QUEUES = False; CELERY_TASK_QUEUES = 7"
             "'int' object is not iterable",
         ),
         (APP.format("CELERY"), "CELERY_BEAT_SCHEDULE = {'x': 1}", "'int' object has no attribute"),
+        # the port is a part of the password
+        (APP.format("CELERY"), "CELERY_BROKER_URL = 'redis://:pw/x@h'", "integer value as '...'"),
     ],
 )
 def test_check_that_raises_is_a_warning_and_the_others_still_look(

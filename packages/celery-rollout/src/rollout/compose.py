@@ -36,6 +36,17 @@ CELERY_BROKER_URL=redis://:{{password}}@valkey:6379/0
         (self.home / "compose").touch()  # from now on `deploy` knows that it works with containers
         return settings
 
+    def check_settings(self) -> None:
+        super().check_settings()
+        for number, line in enumerate(self.env.read_text().splitlines(), 1):
+            # Compose would put a variable, that is mostly nothing, in the place of a part of it.
+            if not line.startswith("#") and "$" in line and not re.fullmatch(r"\w+='[^']*'", line):
+                name = line.partition("=")[0]
+                raise StepError(
+                    f"{name} in line {number} of {self.env} has a `$`, which Compose replaces:"
+                    " put the value into single quotes"
+                )
+
     def compose(self, release: str, *arguments: str, **how: Any) -> str:
         """Run a command of Compose on a release."""
         return run(*self._command(f"{self.app}-{release}", release), *arguments, **how)

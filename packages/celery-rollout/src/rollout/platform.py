@@ -16,7 +16,7 @@ class Platform(Home, ABC):
 
     # What `init` writes, for people to fill: {app} and {secret} are known.
     SETTINGS = """\
-# Settings of {app}, for all releases: NAME=value, without quotes and without a `$`.
+# Settings of {app}, for all releases: NAME=value; a value with a `$` in single quotes.
 DJANGO_SECRET_KEY={secret}
 # Names that lead here, with commas between.
 DJANGO_ALLOWED_HOSTS=

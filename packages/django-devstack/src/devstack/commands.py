@@ -1,6 +1,7 @@
 """`devstack up` and `devstack run`."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -78,8 +79,12 @@ def prepared(project: Project, console: Console) -> Stack:
     """Return the stack of the project, with the environment of its `.env`."""
     os.chdir(project.root)
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", project.settings)
-    if (project.root / ".env").exists():
-        environ.Env.read_env(project.root / ".env")
+    if (file := project.root / ".env").exists():
+        # django-environ passes over a line that is none, and logs it with what may be a secret
+        for number, line in enumerate(file.read_text().splitlines(), 1):
+            if line.strip() and not re.match(r"#|(export )?\w+=", line):
+                raise StackError(f"line {number} of {file} is not NAME=value")
+        environ.Env.read_env(file)
     os.environ["PYTHONUNBUFFERED"] = "1"
     return Stack(project, console)
 

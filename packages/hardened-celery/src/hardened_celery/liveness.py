@@ -24,6 +24,7 @@ from celery.concurrency.base import apply_target
 from celery.worker import WorkController
 from kombu.connection import Connection
 
+from hardened_celery import env
 from hardened_celery.heartbeat_file import ready
 
 SECONDS = 1
@@ -59,7 +60,7 @@ class Heartbeat(bootsteps.StartStopStep):
     def __init__(self, worker: WorkController, **options: Any) -> None:
         self.path = os.environ.get("WORKER_HEARTBEAT_FILE")
         self.enabled = bool(self.path)
-        self.patience = float(os.environ.get("WORKER_HANG_SECONDS") or 120)
+        self.patience = env.number("WORKER_HANG_SECONDS", 120)
         self.turned = False
         self.ready = ready(Path(str(self.path)))
         super().__init__(worker, **options)

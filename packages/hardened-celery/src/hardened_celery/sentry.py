@@ -33,7 +33,7 @@ from celery.worker.request import Request
 from django.utils.text import slugify
 from kombu import Message
 
-from hardened_celery import routine
+from hardened_celery import env, routine
 
 if TYPE_CHECKING:
     from sentry_sdk.types import Event, Hint
@@ -78,9 +78,14 @@ def init() -> None:
     from sentry_sdk.integrations.celery import CeleryIntegration
     from sentry_sdk.integrations.django import DjangoIntegration
     from sentry_sdk.integrations.logging import ignore_logger
+    from sentry_sdk.utils import Dsn
 
-    rate = float(os.environ.get("SENTRY_TRACES_SAMPLE_RATE") or 0)
-    monitor = os.environ.get("SENTRY_MONITOR_BEAT_TASKS") == "1"
+    rate = env.number("SENTRY_TRACES_SAMPLE_RATE", 0, most=1)
+    monitor = env.flag("SENTRY_MONITOR_BEAT_TASKS")
+    try:
+        Dsn(dsn)
+    except ValueError:  # its words hold a part of it
+        raise ValueError("SENTRY_DSN is no URL like https://KEY@HOST/NUMBER") from None
     sentry_sdk.init(
         dsn=dsn,
         release=os.environ.get("SENTRY_RELEASE") or os.environ.get("RELEASE"),

@@ -13,3 +13,4 @@ class QueueProbesConfig(AppConfig):
         from queue_probes import conf, nodes, probe  # noqa: F401
 
         checks.register(conf.check_queues)
+        conf.refuse_token()

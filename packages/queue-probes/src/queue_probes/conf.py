@@ -4,11 +4,13 @@ Spans are seconds.
 """
 
 import os
+import re
 from typing import Any
 
 from celery import current_app
 from django.conf import settings
 from django.core import checks
+from django.core.exceptions import ImproperlyConfigured
 
 RELEASE = os.environ.get("RELEASE", "")
 DEFAULTS: dict[str, Any] = {
@@ -38,7 +40,7 @@ DEFAULTS: dict[str, Any] = {
     # Who hears of a late queue, once, and of its recovery: Django's ADMINS, and this URL by POST.
     "WEBHOOK": "",
     # Set it to let /healthz/queues and /metrics answer only to `Authorization: Bearer <token>`.
-    "TOKEN": "",
+    "TOKEN": None,
 }
 
 
@@ -73,6 +75,16 @@ def check_queues(**_: Any) -> list[checks.CheckMessage]:
     text = "QUEUE_PROBES['QUEUES'] names %r, which CELERY_TASK_QUEUES does not declare."
     wrong = (name for name in queues() if not known(name))
     return [checks.Error(text % name, id="queue_probes.E001") for name in wrong]
+
+
+def refuse_token() -> None:
+    """Raise ImproperlyConfigured for a token that protects nothing, or that nobody can give."""
+    # What a header carries: no space, which ends a token, and nothing but ASCII.
+    if conf.TOKEN is not None and not re.fullmatch("[!-~]+", str(conf.TOKEN)):
+        raise ImproperlyConfigured(
+            "QUEUE_PROBES['TOKEN'] is empty, or has a space or a letter that no header carries;"
+            " leave it out to let everybody see health and metrics"
+        )
 
 
 def threshold(queue: str) -> float:

@@ -72,7 +72,7 @@ def queues(request: HttpRequest) -> JsonResponse:
 def allowed(request: HttpRequest) -> bool:
     """Tell whether the request carries the token, if one is set."""
     given = request.headers.get("Authorization", "")
-    return not conf.TOKEN or constant_time_compare(given, f"Bearer {conf.TOKEN}")
+    return conf.TOKEN is None or constant_time_compare(given, f"Bearer {conf.TOKEN}")
 
 
 def within(kind: str, check: Callable[[], Any]) -> tuple[Any, str]:

@@ -10,6 +10,7 @@ that are kept in a database.
 """
 
 import os
+import re
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -51,7 +52,10 @@ def found_by(rule: Rule, app: Celery) -> list[CheckMessage]:
         found.extend(rule(app))
     except (Exception, SystemExit) as error:  # whatever a module, or an odd setting, raises
         place = traceback.extract_tb(error.__traceback__)[-1]
+        # what was given stands in quotes, and may be a part of a password
         line = f"{type(error).__name__}: {error}".partition("\n")[0]
+        if isinstance(error, ValueError):
+            line = re.sub(r"(['\"]).*\1", "'...'", line)
         text = f"A check could not go on: {line} ({place.filename}:{place.lineno})"
         found.append(fault("W012", text, "Mend that: until then other faults may stay unseen."))
     return found
