@@ -36,6 +36,11 @@ def tell(task, task_id, **_):
     logging.getLogger("tests").info("task_started %s[%s]", task.name, task_id)
 
 
+@signals.task_revoked.connect(weak=False)
+def tell_of_the_end(request, **_):
+    logging.getLogger("tests").info("task_revoked %s", request.id)
+
+
 if "TEST_PERIODIC" in os.environ:
     app.conf.beat_schedule["nightly"] = {
         "task": "tests.tasks.nightly",

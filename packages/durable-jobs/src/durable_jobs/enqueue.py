@@ -34,11 +34,12 @@ from durable_jobs.values import (
     span,
 )
 
+STAMPS = ("stamped_headers", "stamps")
 # Headers Celery writes itself at each publication; everything else belongs to the call.
 OWN_HEADERS = frozenset((
     "lang", "task", "id", "shadow", "eta", "expires", "group", "group_index", "retries",
     "timelimit", "root_id", "parent_id", "argsrepr", "kwargsrepr", "origin", "ignore_result",
-    "replaced_task_nesting", "stamped_headers", "stamps"
+    "replaced_task_nesting", *STAMPS
 ))  # fmt: skip
 
 
@@ -196,7 +197,9 @@ def call_options(headers: Mapping[str, Any], properties: Mapping[str, Any]) -> d
         options["timelimit"] = headers["timelimit"]
     if headers["parent_id"]:
         options |= {"parent_id": headers["parent_id"], "root_id": headers["root_id"]}
-    if extra := {name: value for name, value in headers.items() if name not in OWN_HEADERS}:
+    extra = {name: value for name, value in headers.items() if name not in OWN_HEADERS}
+    extra |= {name: headers[name] for name in STAMPS if headers.get(name)}
+    if extra:
         options["headers"] = extra
     return options
 

@@ -5,6 +5,7 @@ id, as in `AsyncResult(task_id).state`. It keeps nothing of plain tasks.
 """
 
 import time
+from functools import partial
 from typing import Any
 
 from celery import states
@@ -12,8 +13,10 @@ from celery.backends.base import DisabledBackend
 from celery.exceptions import TaskRevokedError
 from celery.exceptions import TimeoutError as ResultTimeout
 from celery.result import AsyncResult, assert_will_not_block
+from django.db import transaction
 from kombu.utils.json import dumps
 
+from durable_jobs.conf import conf
 from durable_jobs.database import anew
 from durable_jobs.exceptions import JobDead
 from durable_jobs.ids import row_id
@@ -91,9 +94,14 @@ class JobResult(AsyncResult):
 
     wait = get
 
-    def revoke(self, *_: Any, **__: Any) -> None:
-        """Cancel the job; a run in progress can write nothing more."""
-        Job.objects.filter(pk=row_id(self.id)).cancel()
+    def revoke(
+        self, connection: Any = None, terminate: bool = False, signal: Any = None, **how: Any
+    ) -> None:
+        """Cancel the job; a run in progress can write nothing more, and `terminate` ends it."""
+        anew(Job.objects.filter(pk=row_id(self.id)).cancel)
+        if terminate:
+            kill = partial(super().revoke, connection, True, signal, **how)
+            transaction.on_commit(kill, using=conf.DATABASE, robust=True)
 
     def forget(self) -> None:
         Job.objects.filter(pk=row_id(self.id), due_at=None).delete()

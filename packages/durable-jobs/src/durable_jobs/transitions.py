@@ -8,7 +8,7 @@
     release, release_boot                   running -> scheduled   the attempt does not count
     lose                                    running -> scheduled, or dead   the child died
     fire                       whatever timer fired -> queued, dead or cancelled
-    cancel, retry, hasten, prune                 the operator's
+    cancel, revoke, retry, hasten, prune         the operator's
 
 What was called again by its key while it ran goes to queued where it would have ended. Every verb
 of a run carries the token of its claim, and changes nothing once somebody else has the job. Whoever
@@ -241,6 +241,13 @@ def retry(jobs: Any, spread: float) -> int:
     anew = {"state": State.SCHEDULED, "due_at": start, "finished_at": None, "expires_at": None}
     found = rows.filter(pk__in=chosen, state__in=OVER).update(**anew, attempts=0, dirty=False)
     return int(hurried + found)
+
+
+def revoke(jobs: Any, *, running: bool) -> None:
+    """Cancel what waits, and what runs if `running`; else let its run be the last."""
+    # First this, for those that change sides meanwhile: nobody claims what has expired.
+    jobs.filter(due_at__isnull=False).update(expires_at=Now())
+    cancel(jobs if running else jobs.exclude(state=State.RUNNING), "revoked")
 
 
 def backs_off() -> Q:

@@ -12,7 +12,7 @@ from celery.worker import state
 from celery.worker.request import Request
 from django.db import close_old_connections, connections
 
-from durable_jobs import attempt, session, transitions
+from durable_jobs import attempt, revoke, session, transitions
 from durable_jobs.conf import conf
 from durable_jobs.heartbeat import heartbeat
 from durable_jobs.publisher import publisher
@@ -23,7 +23,24 @@ REFUSED_POOLS = ("gevent", "eventlet")
 
 
 class HintRequest(Request):
-    """A wake-up hint in the main process."""
+    """A wake-up hint in the main process; `jobs` is None for a message that has no row yet."""
+
+    @property
+    def jobs(self) -> Any:
+        return self.request_dict.get("durable_jobs")
+
+    def revoked(self) -> bool:
+        """Never drop a hint for what this worker remembers: its rows say what is revoked."""
+        if self.jobs is None:
+            return bool(super().revoked())
+        if known := revoke.early.intersection(self.jobs):
+            revoke.settle_soon(None, known, None, tries=0)
+        return False
+
+    def terminate(self, pool: Any, signal: Any = None) -> None:
+        """Leave the child alone, which may be at another job of the hint: see revoke.py."""
+        if self.jobs is None:
+            super().terminate(pool, signal)
 
     def send_event(self, type: str, **fields: Any) -> None:
         """Keep a hint that had nothing to do from showing the job as succeeded."""
