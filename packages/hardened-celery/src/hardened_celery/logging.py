@@ -29,7 +29,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from hardened_celery import routine
 
-LEVELS = ("CRITICAL", "ERROR", "WARNING", "INFO", "DEBUG")
+LEVELS: tuple[str, ...] = ("CRITICAL", "ERROR", "WARNING", "INFO", "DEBUG")
 PRIVATE = ("data", "user_agent", "fingerprint")
 # What a task inherits. Not more: each message and each row carries it.
 INHERITED = ("request_id", "correlation_id", "user_id", "parent_task_id")

@@ -111,7 +111,7 @@ def wake_on_signals() -> int:
 def die_with_us() -> Callable[[], None]:
     """Return what the child does first: have the kernel send it SIGTERM when we die (Linux only).
 
-    And nothing ends it by which it is only asked where it is, until Celery has its handlers.
+    And SIGUSR1, by which it is only asked where it is, does not end it before Celery handles it.
 
     Not SIGQUIT: whoever replaces this worker is not waiting for it, so its tasks may end, and their
     time limits see to it that they do.
@@ -121,8 +121,8 @@ def die_with_us() -> Callable[[], None]:
     launcher = os.getpid()
 
     def before_exec() -> None:
-        for number in PASSED_ON:
-            signal.signal(number, signal.SIG_IGN)
+        # Not SIGUSR2, which may have no handler later: programs that tasks start would ignore it.
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         if not linux:
             return
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
