@@ -27,6 +27,7 @@ from django.utils import timezone
 from django.utils.module_loading import import_string
 
 from durable_jobs import attempt
+from durable_jobs.exceptions import stops
 from durable_jobs.ids import uuid7
 from durable_jobs.models import Job
 from durable_jobs.slices import NOTHING
@@ -176,6 +177,8 @@ class DjangoTask(JobTask):
         try:
             value = task.call(*context, *args, **kwargs)
         except SystemExit as error:
+            if stops(error):
+                raise
             raise TaskExited(f"SystemExit: {error.code}") from error
         try:
             return normalize_json(value)

@@ -22,7 +22,7 @@ from django.db import connections, transaction
 from durable_jobs import session, transitions
 from durable_jobs.attempt import Attempt, State
 from durable_jobs.conf import conf
-from durable_jobs.exceptions import LeaseLost, NotYet, Permanent
+from durable_jobs.exceptions import LeaseLost, NotYet, Permanent, stops, tellable
 from durable_jobs.heartbeat import heartbeat
 from durable_jobs.values import UNBOUNDED, describe, place, to_json
 
@@ -81,7 +81,9 @@ def perform(mine: Attempt, args: Any, kwargs: Any) -> Any:
     try:
         with transaction.atomic(using=conf.DATABASE) if mine.task.atomic else nullcontext():
             outcome = write(mine, body(mine, args, kwargs))
-    except Exception as error:
+    except BaseException as error:
+        if stops(error):
+            raise
         session.clean()  # after the transaction of an atomic body
         outcome = write(mine, meaning(mine, error, over=outcome is not None))
     return tell(mine, outcome)
@@ -129,7 +131,7 @@ def body(mine: Attempt, args: Any, kwargs: Any) -> Succeeded:
     return Succeeded(value, value, ignored)
 
 
-def meaning(mine: Attempt, error: Exception, *, over: bool = False) -> Outcome:
+def meaning(mine: Attempt, error: BaseException, *, over: bool = False) -> Outcome:
     """Return what an exception says of the attempt."""
     if isinstance(error, LeaseLost):
         logger.warning("durable_jobs: %s", error)
@@ -163,6 +165,7 @@ def write(mine: Attempt, outcome: Outcome) -> Outcome:
 
     Raises LeaseLost or NotYet where a success cannot be written: an atomic body is rolled back.
     """
+    mine.over = True
     match outcome:
         case Succeeded():
             _finish(mine, outcome.result)
@@ -188,7 +191,7 @@ def tell(mine: Attempt, outcome: Outcome) -> Any:
                 raise outcome.told
             error = outcome.error
             if outcome.state == State.DEAD:
-                raise error
+                raise tellable(error)
             text = f"attempt {mine.attempts} failed: {error!r}"
             raise Retry(text, error, outcome.pause) from error
         case _:

@@ -21,6 +21,7 @@ from durable_jobs import run, transitions
 from durable_jobs.adopt import adopt, refuse, requeue
 from durable_jobs.attempt import Attempt, running
 from durable_jobs.conf import conf
+from durable_jobs.exceptions import escapes
 from durable_jobs.heartbeat import heartbeat
 from durable_jobs.publisher import Hint, publisher
 
@@ -149,6 +150,15 @@ class Slice:
                 if not mine.entered:
                     run.not_entered(mine, outcome.retval)
                 return outcome
+        except BaseException as error:
+            if not escapes(error):
+                raise
+            # Out of a hook or a receiver; Celery's main process or pool would not get over it.
+            if mine.entered:
+                logger.exception("durable_jobs: raised after the body of %s", mine)
+            else:
+                run.write(mine, run.meaning(mine, error))
+            return trace_ok_t(None, None, 0.0, NOTHING)
         finally:
             if not mine.ending:
                 heartbeat.drop(mine)

@@ -11,6 +11,7 @@ from celery import signals
 from celery.worker import state
 from celery.worker.request import Request
 from django.db import close_old_connections, connections
+from kombu.asynchronous import get_event_loop
 
 from durable_jobs import attempt, revoke, session, transitions
 from durable_jobs.conf import conf
@@ -48,18 +49,29 @@ class HintRequest(Request):
             super().send_event(type, **fields)
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
-        """A hard limit has killed the child; its job failed this attempt."""
+        """A hard limit is about to kill the child; its job fails this attempt once that is done.
+
+        Until then, a tenth of a second or more, the body runs on, and no other may start.
+        """
         super().on_timeout(soft, timeout)
         if not soft:
-            child_lost(self.worker_pid, f"hard time limit ({timeout} s) exceeded")
+            lost = self.worker_pid, f"hard time limit ({timeout} s) exceeded"
+            loop = get_event_loop()  # whose next turn comes when the pool has killed the child
+            loop.call_soon(child_lost, *lost) if loop else child_lost(*lost)
 
-    def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> Any:
-        """A lost child is the one failure its own process could not write."""
+    def on_failure(
+        self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False
+    ) -> Any:
+        """A lost child is the one failure its own process could not write.
+
+        With `return_ok` that process itself reports, and lives.
+        """
         error = getattr(exc_info.exception, "exc", exc_info.exception)
         name = type(error).__name__
-        if self.worker_pid and name in ("WorkerLostError", "Terminated", "SystemExit"):
+        lost = not return_ok and name in ("WorkerLostError", "Terminated", "SystemExit")
+        if self.worker_pid and lost:
             child_lost(self.worker_pid, f"{name}: {error}")
-        return super().on_failure(exc_info, *args, **kwargs)
+        return super().on_failure(exc_info, send_failed_event, return_ok)
 
 
 def child_lost(pid: int, error: str) -> None:
