@@ -67,6 +67,8 @@ class Attempt:
     entered: bool = False
     #: It is one of several of a slice, whose ends are committed together.
     shared: bool = False
+    #: Its end is being written, or is.
+    over: bool = False
     #: The heartbeat is going to commit its end.
     ending: bool = False
     #: Somebody else has the job, or nobody.

@@ -169,7 +169,8 @@ class Heartbeat:
         # A row that is locked was not renewed, but is not lost: nobody else can take it meanwhile.
         mine = transitions.still_mine(runs)
         for run in runs:
-            if run.id not in mine and run.id in self.runs:
+            # What ends meanwhile in its own thread has not lost anything.
+            if run.id not in mine and run.id in self.runs and not run.over:
                 run.lost = True
                 logger.warning("durable_jobs: %s has lost its lease", run)
         if mine - renewed:  # soon again: its lease may be over when the lock goes
