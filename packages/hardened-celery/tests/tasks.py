@@ -48,6 +48,13 @@ def work(name: str, seconds: float = 0) -> None:
 
 
 @shared_task(base=Task)
+def no_memory() -> None:
+    """Record a start, and find no memory."""
+    record("greedy", "start")
+    raise MemoryError("Unable to allocate 9 GiB")
+
+
+@shared_task(base=Task)
 def burn(name: str, seconds: float) -> None:
     """As `work`, but keep a processor busy for that time."""
     record(name, "start")

@@ -26,6 +26,7 @@ from kombu.connection import Connection
 
 from hardened_celery import env
 from hardened_celery.heartbeat_file import ready
+from hardened_celery.requests import PlainTasks
 
 SECONDS = 1
 HANG_SECONDS = 60  # after which beat ends, of which there is only one
@@ -156,4 +157,4 @@ class KeepSent(bootsteps.StartStopStep):
         worker.pool.flush = None
 
 
-STEPS = {Heartbeat, KeepSent}
+STEPS = {Heartbeat, KeepSent, PlainTasks}
