@@ -26,7 +26,7 @@ from django.core.exceptions import SuspiciousOperation
 from django.utils import timezone
 from django.utils.module_loading import import_string
 
-from durable_jobs import attempt
+from durable_jobs import attempt, coroutines
 from durable_jobs.exceptions import stops
 from durable_jobs.ids import uuid7
 from durable_jobs.models import Job
@@ -175,7 +175,7 @@ class DjangoTask(JobTask):
         task_started.send_robust(type(backend), task_result=result)
         context = (TaskContext(task_result=result),) if task.takes_context else ()
         try:
-            value = task.call(*context, *args, **kwargs)
+            value = coroutines.done(task.func(*context, *args, **kwargs))
         except SystemExit as error:
             if stops(error):
                 raise

@@ -12,10 +12,11 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Protocol
 from uuid import UUID
 
+from django.core.exceptions import SynchronousOnlyOperation
 from django.db import connections
 
 from durable_jobs import transitions
@@ -113,7 +114,11 @@ class Heartbeat:
         if time.monotonic() - run.reported > PROGRESS_SECONDS:
             run.reported = time.monotonic()
             self.next_renewal = 0.0
-            self._renew() if self.manual else self.wake.set()
+            if not self.manual:
+                self.wake.set()
+                return
+            with suppress(SynchronousOnlyOperation):  # in a coroutine
+                self._renew()
 
     def _work(self) -> None:
         while True:

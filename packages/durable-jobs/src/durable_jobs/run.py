@@ -19,7 +19,7 @@ from typing import Any
 from celery.exceptions import Ignore, Reject, Retry
 from django.db import connections, transaction
 
-from durable_jobs import session, transitions
+from durable_jobs import coroutines, session, transitions
 from durable_jobs.attempt import Attempt, State
 from durable_jobs.conf import conf
 from durable_jobs.exceptions import LeaseLost, NotYet, Permanent, stops, tellable
@@ -113,7 +113,7 @@ def body(mine: Attempt, args: Any, kwargs: Any) -> Succeeded:
         raise NotYet(MISFIT_SECONDS, why) from error
     value, ignored = None, None
     try:
-        value = task.run(*args, **kwargs)
+        value = coroutines.done(task.run(*args, **kwargs))
     except Ignore as ignore:
         ignored = ignore
     finally:

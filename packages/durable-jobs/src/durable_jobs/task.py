@@ -16,7 +16,7 @@ from celery.exceptions import Retry
 from celery.utils.functional import head_from_fun
 from django.db import models
 
-from durable_jobs import attempt, run, slices, worker  # noqa: F401 - worker connects its signals
+from durable_jobs import attempt, coroutines, run, slices, worker  # noqa: F401 - worker connects its signals
 from durable_jobs.attempt import Attempt
 from durable_jobs.canvas import JobSignature
 from durable_jobs.conf import conf
@@ -77,9 +77,8 @@ class JobTask(DjangoTask):
         """Settle attempts, and switch off what a wake-up hint must not do."""
         if not cls.name.startswith("celery."):
             retries = next(vars(c)["max_retries"] for c in cls.__mro__ if "max_retries" in vars(c))
-            explicit = any(
-                "max_retries" in vars(c) for c in cls.__mro__[: cls.__mro__.index(JobTask)]
-            )
+            own = cls.__mro__[: cls.__mro__.index(JobTask)]
+            explicit = any("max_retries" in vars(c) for c in own)
             if cls.max_attempts is None:
                 cls.max_attempts = attempts(retries if explicit else conf.MAX_ATTEMPTS - 1)
             if not explicit:
@@ -92,6 +91,7 @@ class JobTask(DjangoTask):
             cls.track_started = False
             if not hasattr(cls, "__header__"):  # a class with `run`: Celery checks nothing
                 cls.__header__ = staticmethod(head_from_fun(cls.run, bound=True))
+            coroutines.settle(cls)
 
     @property
     def durable(self) -> bool:
@@ -113,7 +113,8 @@ class JobTask(DjangoTask):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if (mine := attempt.current(self.request.id)) and not mine.entered:
             return run.perform(mine, args, kwargs)
-        return super().__call__(*args, **kwargs)
+        value = super().__call__(*args, **kwargs)
+        return coroutines.done(value) if self.request.is_eager else value
 
     @property
     def job(self) -> Attempt:
@@ -275,8 +276,7 @@ class JobTask(DjangoTask):
     def _retries(self, mine: Attempt) -> int | None:
         """Return how many retries the call, or else the task, allows; None is no limit."""
         if mine.max_attempts == self.max_attempts:
-            limit: int | None = self.max_retries
-            return limit
+            return self.max_retries  # type: ignore[no-any-return]
         return None if mine.max_attempts >= UNBOUNDED else mine.max_attempts - 1
 
     def _refuse(self, **options: Any) -> None:

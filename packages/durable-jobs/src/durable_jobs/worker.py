@@ -7,6 +7,7 @@ import atexit
 import logging
 from typing import Any
 
+from billiard.einfo import ExceptionWithTraceback
 from celery import signals
 from celery.worker import state
 from celery.worker.request import Request
@@ -15,6 +16,7 @@ from kombu.asynchronous import get_event_loop
 
 from durable_jobs import attempt, revoke, session, transitions
 from durable_jobs.conf import conf
+from durable_jobs.exceptions import tellable
 from durable_jobs.heartbeat import heartbeat
 from durable_jobs.publisher import publisher
 from durable_jobs.slices import NOTHING
@@ -66,11 +68,14 @@ class HintRequest(Request):
 
         With `return_ok` that process itself reports, and lives.
         """
-        error = getattr(exc_info.exception, "exc", exc_info.exception)
+        raised = exc_info.exception
+        error = raised.exc if isinstance(raised, ExceptionWithTraceback) else raised
         name = type(error).__name__
         lost = not return_ok and name in ("WorkerLostError", "Terminated", "SystemExit")
         if self.worker_pid and lost:
             child_lost(self.worker_pid, f"{name}: {error}")
+        if isinstance(error, MemoryError):  # in a plain canvas; it would end this process
+            exc_info.exception = tellable(error)
         return super().on_failure(exc_info, send_failed_event, return_ok)
 
 
