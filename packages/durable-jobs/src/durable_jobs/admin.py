@@ -39,7 +39,17 @@ class JobAdmin(JobColumns, admin.ModelAdmin):
     show_facets = admin.ShowFacets.NEVER
     actions = ("retry", "cancel")
     fields = readonly_fields = (
-        *("state_badge", "when", "timeline", "task", "tries", "owner_link", "key", "queue"),
+        *(
+            "state_badge",
+            "when",
+            "timeline",
+            "task",
+            "given_id",
+            "tries",
+            "owner_link",
+            "key",
+            "queue",
+        ),
         *("progress", "message", "error_text", "args_", "kwargs_", "options_", "result_"),
         *("worker", "token", "idempotency_key"),
     )
@@ -86,7 +96,7 @@ class JobAdmin(JobColumns, admin.ModelAdmin):
         if not term:
             return queryset, False
         dead = Job.objects.filter(state=Job.State.DEAD, finished_at__isnull=False, key=term)
-        found = Q(key=term, due_at__isnull=False) | among(dead)
+        found = Q(key=term, due_at__isnull=False) | Q(given_id=term) | among(dead)
         try:
             found |= Q(pk=UUID(term))
         except ValueError:

@@ -15,6 +15,7 @@ from kombu.utils.json import dumps
 from durable_jobs import transitions
 from durable_jobs.enqueue import Call, call_options
 from durable_jobs.ids import row_id
+from durable_jobs.values import checked_id
 
 logger = logging.getLogger("durable_jobs.adopt")
 # What Celery's worker puts beside the headers of a message.
@@ -56,6 +57,8 @@ def adopt(task: Any, task_id: str, args: Any, kwargs: Any, request: dict[str, An
     call = Call(task.name, task.max_attempts, job, dumps(args), dumps(kwargs))
     headers = {name: value for name, value in request.items() if name not in OF_THE_WORKER}
     options = call_options({"timelimit": (), "parent_id": None, **headers}, info)
+    if str(job) != task_id:
+        options["id"] = checked_id(task.name, task_id)
     call.route(info.get("routing_key") or "", options)
     transitions.adopt(call.row())
     return job

@@ -80,7 +80,12 @@ class Attempt:
     report: Callable[["Attempt"], None] | None = None
 
     def __str__(self) -> str:
-        return f"{self.task.name}[{self.id}] attempt {self.attempts}"
+        return f"{self.task.name}[{self.task_id}] attempt {self.attempts}"
+
+    @property
+    def task_id(self) -> str:
+        """What Celery calls it: the id that the call was given, or the row's."""
+        return self.options.get("id") or str(self.id)
 
     @property
     def idempotency_key(self) -> str:
@@ -143,7 +148,7 @@ def running(mine: Attempt) -> Iterator[None]:
 def current(task_id: str | None) -> Attempt | None:
     """Return the attempt that this is part of, if that is what `task_id` names."""
     mine = _here.get()
-    return mine if mine is not None and str(mine.id) == task_id else None
+    return mine if mine is not None and mine.task_id == task_id else None
 
 
 def of(task: Any) -> Attempt | None:

@@ -95,12 +95,14 @@ class JobBackend(BaseTaskBackend):
             options["queue"] = task.queue_name
         if task.priority:
             options["priority"] = broker_priority(task.priority)
-        result = new_result(task, uuid7(), args, kwargs)
+        name = None
         if current_app.conf.task_always_eager:
+            name = str(uuid7())
             # Here a failure is a result, whatever CELERY_TASK_EAGER_PROPAGATES says.
             options["throw"] = False
         job = celery_task(task.module_path)
-        sent = job.apply_async(result.args, result.kwargs, result.id, **options)
+        sent = job.apply_async(args, kwargs, name, **options)
+        result = new_result(task, UUID(sent.id), args, kwargs)
         task_enqueued.send(type(self), task_result=result)
         if isinstance(sent, EagerResult):
             settle(result, sent.result)

@@ -70,6 +70,11 @@ class Call:
     packed: str = "{}"
 
     @property
+    def task_id(self) -> str:
+        """The id it was given, or its row's."""
+        return self.options.get("id") or str(self.id)
+
+    @property
     def waits(self) -> bool:
         return self.delay > 0 or self.eta is not None
 
@@ -101,6 +106,7 @@ class Call:
         owner_type, owner_id = owner_columns(self.owner)
         return vars(self) | {
             "options": self.packed,
+            "given_id": self.options.get("id"),
             "state": (State.SCHEDULED if self.waits else State.QUEUED).value,
             # A queued job is due when its hint must have been lost.
             "delay": self.delay - self.late if self.waits else conf.REPUBLISH,
@@ -117,6 +123,8 @@ class Call:
 
     def write(self) -> UUID:
         found: UUID = database.anew(self._write)
+        if found != self.id:  # its key has a job, which has an id
+            self.options.pop("id", None)
         if self.eta is None:
             transitions.hint_on_commit([self.hint(found)], self.delay - self.late)
         return found
@@ -166,7 +174,8 @@ class RowProducer:
 
     def accept(self, headers: dict[str, Any]) -> None:
         # Whoever logs the call hears of the job there is, also where its key has one already.
-        headers["id"] = str(self.call.insert())
+        self.call.insert()
+        headers["id"] = self.call.task_id
 
 
 class TemplateProducer(RowProducer):

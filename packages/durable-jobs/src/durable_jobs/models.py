@@ -5,9 +5,11 @@ moved it. It is set exactly while the job is unfinished. `token` grows with each
 later write of the run carries it, so a run that lost its job can change nothing.
 """
 
+from contextlib import suppress
 from functools import reduce
 from operator import or_
 from typing import Any, Self
+from uuid import UUID
 
 from django.contrib.contenttypes.fields import GenericForeignKey
 from django.contrib.contenttypes.models import ContentType
@@ -22,6 +24,7 @@ from durable_jobs.fields import SentJSON
 from durable_jobs.ids import uuid7
 from durable_jobs.transitions import retriable
 from durable_jobs.values import (
+    ID_MAX_CHARS,
     KEY_MAX_CHARS,
     OWNER_MAX_CHARS,
     QUEUE_MAX_CHARS,
@@ -62,6 +65,13 @@ class JobQuerySet(models.QuerySet["Job"]):
         return self.filter(
             owner_type=ContentType.objects.get_for_model(owner), owner_id=owner_key(owner)
         )
+
+    def with_id(self, task_id: object) -> Self:
+        """Return the jobs of that id, as calls were given it or as it is a row's key."""
+        found = Q(given_id=str(task_id))
+        with suppress(ValueError):
+            found |= Q(pk=UUID(str(task_id)))
+        return self.filter(found)
 
     def unfinished(self) -> Self:
         return self.filter(due_at__isnull=False)
@@ -116,6 +126,9 @@ class Job(models.Model):
     State = State
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    given_id = models.CharField(  # noqa: DJ001
+        max_length=ID_MAX_CHARS, null=True, blank=True, editable=False
+    )
     task = models.CharField(max_length=TASK_MAX_CHARS)
     args = SentJSON(default=list)
     kwargs = SentJSON(default=dict)
@@ -153,6 +166,9 @@ class Job(models.Model):
         indexes = [
             models.Index("due_at", name="durable_job_due", condition=Q(due_at__isnull=False)),
             models.Index(
+                "given_id", name="durable_job_given_id", condition=Q(given_id__isnull=False)
+            ),
+            models.Index(
                 "owner_type",
                 "owner_id",
                 name="durable_job_owner",
@@ -180,7 +196,12 @@ class Job(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"{self.task}[{self.id}] {self.state}"
+        return f"{self.task}[{self.task_id}] {self.state}"
+
+    @property
+    def task_id(self) -> str:
+        """What Celery calls it: the id that the call was given, or the row's."""
+        return self.given_id or str(self.id)
 
     @property
     def finished(self) -> bool:

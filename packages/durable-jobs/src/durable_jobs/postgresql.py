@@ -21,10 +21,12 @@ def _in(span: str) -> str:
 
 
 INSERT = f"""
-INSERT INTO durable_jobs_job AS job (id, task, args, kwargs, queue, options, key, owner_type_id,
-                                     owner_id, max_attempts, expires_at, state, due_at)
-VALUES (%(id)s, %(task)s, %(args)s, %(kwargs)s, %(queue)s, %(options)s, %(key)s, %(owner_type)s,
-        %(owner_id)s, %(max_attempts)s, COALESCE(%(expires_at)s::timestamptz, {_in("expires")}),
+INSERT INTO durable_jobs_job AS job (id, given_id, task, args, kwargs, queue, options, key,
+                                     owner_type_id, owner_id, max_attempts, expires_at, state,
+                                     due_at)
+VALUES (%(id)s, %(given_id)s, %(task)s, %(args)s, %(kwargs)s, %(queue)s, %(options)s, %(key)s,
+        %(owner_type)s, %(owner_id)s, %(max_attempts)s,
+        COALESCE(%(expires_at)s::timestamptz, {_in("expires")}),
         %(state)s, COALESCE(%(eta)s::timestamptz, {_in("delay")}))"""
 ADOPT = f"{INSERT} ON CONFLICT DO NOTHING"
 KNOWN = "SELECT id FROM durable_jobs_job WHERE id = %(id)s"

@@ -58,6 +58,11 @@ class Hint(NamedTuple):
     attempts: int = 0
     state: str = "queued"
 
+    @property
+    def task_id(self) -> str:
+        """What Celery calls the job: the id that the call was given, or the row's."""
+        return self.options.get("id") or str(self.id)
+
 
 class Publisher:
     """One per process; `send` is all a caller sees, and it only appends to a queue."""
@@ -243,7 +248,7 @@ def _publish(producer: Any, hints: Sequence[Hint]) -> None:
         serializer="json",
         retry=False,
         headers=hint_headers(hints),
-        correlation_id=str(first.id),
+        correlation_id=first.task_id,
         **({} if priority is None else {"priority": priority}),
     )
 
@@ -251,7 +256,7 @@ def _publish(producer: Any, hints: Sequence[Hint]) -> None:
 def hint_headers(hints: Sequence[Hint]) -> dict[str, Any]:
     """Return the headers of a Celery task message that carries only ids."""
     first = hints[0]
-    job = str(first.id)
+    job = first.task_id
     alone = len(hints) == 1
     via = first.options.get("via")
     return {

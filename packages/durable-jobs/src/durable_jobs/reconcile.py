@@ -72,9 +72,9 @@ def fire_timers() -> Counter[str]:
 
 
 def report_dead(hint: Hint) -> None:
-    about = {"task": hint.task, "task_id": str(hint.id), "queue": hint.queue}
+    about = {"task": hint.task, "task_id": hint.task_id, "queue": hint.queue}
     text = "durable_jobs: %s[%s] is dead: its workers died"
-    logger.error(text, hint.task, hint.id, extra=about)
+    logger.error(text, hint.task, hint.task_id, extra=about)
 
 
 def unknown_tasks() -> dict[str, int]:

@@ -19,7 +19,6 @@ from kombu.utils.json import dumps
 from durable_jobs.conf import conf
 from durable_jobs.database import anew
 from durable_jobs.exceptions import JobDead
-from durable_jobs.ids import row_id
 from durable_jobs.models import Job
 from durable_jobs.values import decode
 
@@ -45,10 +44,10 @@ class JobResult(AsyncResult):
 
     @property
     def job(self) -> Job:
-        return Job.objects.get(pk=row_id(self.id))
+        return Job.objects.with_id(self.id).latest("created_at")
 
     def _get_task_meta(self) -> dict[str, Any]:
-        job = anew(Job.objects.filter(pk=row_id(self.id)).first)
+        job = anew(Job.objects.with_id(self.id).order_by("-created_at").first)
         if job is None:
             return {"task_id": self.id, "status": states.PENDING, "result": None}
         state = STATES[Job.State(job.state)]
@@ -98,13 +97,13 @@ class JobResult(AsyncResult):
         self, connection: Any = None, terminate: bool = False, signal: Any = None, **how: Any
     ) -> None:
         """Cancel the job; a run in progress can write nothing more, and `terminate` ends it."""
-        anew(Job.objects.filter(pk=row_id(self.id)).cancel)
+        anew(Job.objects.with_id(self.id).cancel)
         if terminate:
             kill = partial(super().revoke, connection, True, signal, **how)
             transaction.on_commit(kill, using=conf.DATABASE, robust=True)
 
     def forget(self) -> None:
-        Job.objects.filter(pk=row_id(self.id), due_at=None).delete()
+        Job.objects.with_id(self.id).filter(due_at=None).delete()
 
 
 class RowBackend(DisabledBackend):

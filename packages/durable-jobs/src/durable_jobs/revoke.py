@@ -21,7 +21,6 @@ from django.db import connections
 from durable_jobs import attempt, transitions
 from durable_jobs.conf import conf
 from durable_jobs.database import ago, brief_locks
-from durable_jobs.ids import row_id
 from durable_jobs.models import Job
 
 logger = logging.getLogger("durable_jobs.revoke")
@@ -36,15 +35,20 @@ Wanted = Iterable[str] | Mapping[str, Any]
 
 def settle(wanted: Wanted, *, running: bool = False) -> dict[UUID, str]:
     """Revoke jobs by their ids, or by stamps, in their rows; return them."""
-    ids = (
-        stamped(wanted) if isinstance(wanted, Mapping) else {row_id(each): each for each in wanted}
-    )
+    ids = stamped(wanted) if isinstance(wanted, Mapping) else named(wanted)
     jobs = Job.objects.filter(pk__in=ids)
     with brief_locks(LOCK_SECONDS):
         transitions.revoke(jobs, running=running)
-    early.update(ids.values())
-    early.difference_update(ids[pk] for pk in jobs.values_list("pk", flat=True))
+    if not isinstance(wanted, Mapping):
+        early.update(wanted)
+    early.difference_update(ids.values())
     return ids
+
+
+def named(wanted: Iterable[str]) -> dict[UUID, str]:
+    """Return the jobs of these ids, as calls were given them or as they are rows' keys."""
+    jobs = Job.objects
+    return {pk: each for each in wanted for pk in jobs.with_id(each).values_list("pk", flat=True)}
 
 
 def stamped(stamps: Mapping[str, Any]) -> dict[UUID, str]:
@@ -66,7 +70,7 @@ def settle_soon(
     again = True
     try:
         ids = settle(wanted, running=number is not None)
-        wanted = set(ids.values())
+        wanted = set(ids.values() if isinstance(wanted, Mapping) else wanted)
         among = kill(consumer.pool, ids, number, among) if number else None
         again = bool(among or early & wanted)
     except Exception as error:

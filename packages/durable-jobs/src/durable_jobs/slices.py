@@ -146,7 +146,7 @@ class Slice:
         begin = time.monotonic()
         try:
             with running(mine):
-                outcome = self.tracer(str(mine.id), mine.args, mine.kwargs, self._request(mine))
+                outcome = self.tracer(mine.task_id, mine.args, mine.kwargs, self._request(mine))
                 if not mine.entered:
                     run.not_entered(mine, outcome.retval)
                 return outcome
@@ -169,7 +169,7 @@ class Slice:
 
     def _request(self, mine: Attempt) -> dict[str, Any]:
         options = mine.options
-        job = str(mine.id)
+        job = mine.task_id
         return {
             **self.request,
             "id": job,

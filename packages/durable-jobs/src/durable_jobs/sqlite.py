@@ -22,10 +22,12 @@ def _in(seconds: str) -> str:
 
 
 INSERT = f"""
-INSERT INTO durable_jobs_job AS job (id, task, args, kwargs, queue, options, key, owner_type_id,
-                                     owner_id, max_attempts, expires_at, state, due_at)
-VALUES (%(id)s, %(task)s, %(args)s, %(kwargs)s, %(queue)s, %(options)s, %(key)s, %(owner_type)s,
-        %(owner_id)s, %(max_attempts)s, COALESCE(%(expires_at)s, {_in("%(expires)s")}), %(state)s,
+INSERT INTO durable_jobs_job AS job (id, given_id, task, args, kwargs, queue, options, key,
+                                     owner_type_id, owner_id, max_attempts, expires_at, state,
+                                     due_at)
+VALUES (%(id)s, %(given_id)s, %(task)s, %(args)s, %(kwargs)s, %(queue)s, %(options)s, %(key)s,
+        %(owner_type)s, %(owner_id)s, %(max_attempts)s,
+        COALESCE(%(expires_at)s, {_in("%(expires)s")}), %(state)s,
         COALESCE(%(eta)s, {_in("%(delay)s")}))"""
 ADOPT = f"{INSERT} ON CONFLICT DO NOTHING"
 KNOWN = "SELECT id FROM durable_jobs_job WHERE id = %(id)s"

@@ -22,13 +22,14 @@ from durable_jobs.canvas import JobSignature
 from durable_jobs.conf import conf
 from durable_jobs.enqueue import Call, RowProducer, TemplateProducer, insert_many
 from durable_jobs.exceptions import Unsupported
-from durable_jobs.ids import row_id, uuid7
+from durable_jobs.ids import uuid7
 from durable_jobs.result import JobResult
 from durable_jobs.values import (
     QUEUE_MAX_CHARS,
     UNBOUNDED,
     attempts,
     budget,
+    checked_id,
     checked_key,
     checked_text,
     given,
@@ -156,7 +157,7 @@ class JobTask(DjangoTask):
         if options.get("ignore_result"):
             call.options["ignore_result"] = True
         self._publish(args, kwargs, RowProducer(call), shadow=shadow, **options)
-        return self.AsyncResult(str(call.id))
+        return self.AsyncResult(call.task_id)
 
     def delay_on_commit(self, *args: Any, **kwargs: Any) -> Any:
         """The same as `delay`: the row commits with the caller's transaction."""
@@ -177,8 +178,8 @@ class JobTask(DjangoTask):
     ) -> list[UUID]:
         """Write one job for each item (positional or keyword arguments); return the ids in order.
 
-        `key` and `owner` are functions of the item. Headers and routing are of the first call. The
-        receivers of `before_task_publish` see the others only if they change its arguments.
+        `key` and `owner` are functions of the item. Headers and routing are of the first call; the
+        others pass `before_task_publish` only where that changes its arguments.
         """
         self._refuse(**options)
         if self._get_app().conf.task_always_eager:
@@ -202,11 +203,9 @@ class JobTask(DjangoTask):
                 self._publish(args, kwargs, TemplateProducer(template), **options)
                 changed |= (call.args, call.kwargs) != (template.args, template.kwargs)
                 call.args, call.kwargs = template.args, template.kwargs
-            call.max_attempts = template.max_attempts
-            for name in OF_TEMPLATE:
-                setattr(call, name, getattr(template, name))
+            vars(call).update({name: getattr(template, name) for name in OF_TEMPLATE})
             call.key = checked_key(self.name, key(item) if key else self.key)
-            call.owner = owner(item) if owner else None
+            call.owner = owner and owner(item)
             written.append(call)
         return insert_many(written)
 
@@ -247,7 +246,7 @@ class JobTask(DjangoTask):
         when = instant(eta) or span(self.name, "countdown", countdown)
         args, kwargs = merged(self.run, (mine.args, mine.kwargs), args, kwargs)
         if args is not None or kwargs is not None:
-            call = self._call()
+            call = self._call(mine.task_id)
             self._publish(args, kwargs, TemplateProducer(call), add_to_parent=False)
             asked.args, asked.kwargs = call.args, call.kwargs
         asked.retry, asked.limit = Retry(exc=exc, when=when), attempts(limit)
@@ -288,13 +287,14 @@ class JobTask(DjangoTask):
         # Celery's own rendering of the arguments costs more than the insert, its retries of a
         # publication have a connection to repair, and a result backend would be asked for its part.
         options |= {"argsrepr": "", "kwargsrepr": "", "retry": False, "ignore_result": True}
-        super().apply_async(args, kwargs, str(producer.call.id), producer, **options)
+        super().apply_async(args, kwargs, producer.call.task_id, producer, **options)
 
     def _call(self, task_id: str | None = None) -> Call:
+        known = {"id": checked_id(self.name, task_id), "via": self.via}
         return Call(
             task=self.name,
             max_attempts=self.max_attempts or 1,
-            id=uuid7() if task_id is None else row_id(task_id),
+            id=uuid7(),
             rerun=self.rerun,
-            options={"via": self.via} if self.via else {},
+            options={name: text for name, text in known.items() if text},
         )

@@ -19,6 +19,7 @@ from durable_jobs.conf import conf
 
 KEY_MAX_CHARS = 200
 OWNER_MAX_CHARS = 255
+ID_MAX_CHARS = 255
 TASK_MAX_CHARS = 200
 QUEUE_MAX_CHARS = 100
 # As many attempts as a row can hold: the statements take it for no limit at all.
@@ -35,6 +36,13 @@ def checked_key(task: str, key: str | int | UUID | None) -> str | None:
     if isinstance(key, int | UUID):
         key = str(key)
     return None if key is None else checked_text(task, "key", key, KEY_MAX_CHARS)
+
+
+def checked_id(task: str, task_id: Any) -> str | None:
+    """Return the id that a call was given, None for none, or raise TypeError or ValueError."""
+    if isinstance(task_id, UUID):
+        task_id = str(task_id)
+    return checked_text(task, "id", task_id, ID_MAX_CHARS) if task_id else None
 
 
 def checked_text(task: str, name: str, text: str, most: int, least: int = 1) -> str:

@@ -36,7 +36,7 @@ class HintRequest(Request):
         """Never drop a hint for what this worker remembers: its rows say what is revoked."""
         if self.jobs is None:
             return bool(super().revoked())
-        if known := revoke.early.intersection(self.jobs):
+        if known := revoke.early.intersection([*self.jobs, self.id]):
             revoke.settle_soon(None, known, None, tries=0)
         return False
 
@@ -91,7 +91,9 @@ def child_lost(pid: int, error: str) -> None:
         hints = transitions.lose(attempt.holder(pid), error)
         for hint in hints:
             # Celery itself reports the lost child as an error.
-            logger.warning("durable_jobs: %s[%s] is %s: %s", hint.task, hint.id, hint.state, error)
+            logger.warning(
+                "durable_jobs: %s[%s] is %s: %s", hint.task, hint.task_id, hint.state, error
+            )
         # A due one starts at once; the others' hints find them not due, and the loop wakes them.
         publisher.publish([hint for hint in hints if hint.state != "dead"])
     except Exception as failure:  # their leases will end

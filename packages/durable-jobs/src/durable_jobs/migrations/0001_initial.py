@@ -47,6 +47,7 @@ class Migration(migrations.Migration):
             name="Job",
             fields=[
                 ("id", models.UUIDField(default=durable_jobs.ids.uuid7, editable=False, primary_key=True, serialize=False)),
+                ("given_id", models.CharField(blank=True, editable=False, max_length=255, null=True)),
                 ("task", models.CharField(max_length=200)),
                 ("args", durable_jobs.fields.SentJSON(default=list)),
                 ("kwargs", durable_jobs.fields.SentJSON(default=dict)),
@@ -75,6 +76,7 @@ class Migration(migrations.Migration):
             options={
                 "indexes": [
                     models.Index("due_at", condition=Q(due_at__isnull=False), name="durable_job_due"),
+                    models.Index("given_id", condition=Q(given_id__isnull=False), name="durable_job_given_id"),
                     models.Index("owner_type", "owner_id", condition=Q(owner_id__isnull=False), name="durable_job_owner"),
                     models.Index("finished_at", condition=Q(finished_at__isnull=False), name="durable_job_finished"),
                     models.Index("finished_at", condition=Q(state="dead"), name="durable_job_dead"),

@@ -11,7 +11,6 @@ from django.db.models import Count, Min
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from durable_jobs.ids import row_id
 from durable_jobs.models import Job, JobQuerySet
 from durable_jobs.reconcile import unknown_tasks
 
@@ -75,16 +74,18 @@ class Command(BaseCommand):
     def job(self, text: str) -> Job:
         """Return the job whose id is that, or begins so; say if there is none, or more than one."""
         digits = text.replace("-", "").lower()
-        if BEGIN.fullmatch(digits):
+        found = given = list(Job.objects.with_id(text).order_by("-created_at")[:9])
+        if not given and BEGIN.fullmatch(digits):
             first, last = (UUID(digits.ljust(32, end)) for end in "0f")
-            found = Job.objects.filter(pk__range=(first, last))
-        else:  # ids of Celery may be any text
-            found = Job.objects.filter(pk=row_id(text))
-        match list(found[:2]):
+            found = list(Job.objects.filter(pk__range=(first, last))[:2])
+        match found:
             case [job]:
                 return job
             case []:
                 raise CommandError(f"There is no job {text}.")
+        if given:
+            keys = ", ".join(str(job.pk) for job in given)
+            raise CommandError(f"Several jobs have the id {text}; take a key: {keys}.")
         raise CommandError(f"The ids of several jobs begin with {text}: give more of it.")
 
     def list(self, options: dict[str, Any]) -> None:
