@@ -190,7 +190,7 @@ def test_a_durable_task_ends_a_chain_follows_a_plain_task_and_is_given_its_resul
     chain(tasks.record.si("alone")).apply_async()
     wait_until(lambda: len(effects("record")) == 3)
     assert sorted(effects()) == ["record ['alone']", "record [6, 'chain']", "record [7, 'link']"]
-    assert Job.objects.get(pk=chained.id).args == [6, "chain"]
+    assert Job.objects.with_id(chained.id).get().args == [6, "chain"]
     # By name nothing can be known at the call: the worker that comes to it says so.
     unknown = current_app.signature(tasks.record.name, args=(1,))
     chain(tasks.plain_add.s(1, 2), unknown, tasks.plain_add.si(1, 1)).apply_async()
