@@ -86,4 +86,4 @@ def test_a_signature_can_be_cloned_stored_frozen_and_called(sent):
     assert stored.freeze().id == given
     assert stored.delay().id == given
     row = Job.objects.get()
-    assert (str(row.pk), row.args, row.options["priority"]) == (given, [1, 2], 3)
+    assert (row.task_id, row.args, row.options["priority"]) == (given, [1, 2], 3)
