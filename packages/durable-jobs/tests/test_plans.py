@@ -5,7 +5,7 @@ A small table, on which PostgreSQL may not scan: what has no index to use scans 
 """
 
 import pytest
-from django.db import connection, connections
+from django.db import connection, connections, transaction
 
 from durable_jobs import Job, postgresql, transitions
 from durable_jobs.attempt import Attempt
@@ -50,8 +50,8 @@ VERBS = {
     "finish, and wait": (lambda: transitions.finish(mine(), wait=True), {KEY}),
     "fail": (lambda: transitions.fail(mine()[0], "e", 1, final=False), {KEY}),
     "release": (lambda: transitions.release(mine()), {KEY}),
-    "lose": (lambda: transitions.lose("host/boot/1", "e"), {KEY, WORKER}),
-    "release_boot": (transitions.release_boot, {KEY, WORKER}),
+    "lose": (lambda: transitions.lose("host/boot/1", "e"), {WORKER}),
+    "release_boot": (transitions.release_boot, {WORKER}),
     "fire": (lambda: transitions.fire(1000), {KEY, DUE}),
     "cancel": (lambda: one().cancel(), {KEY}),
     "retry": (lambda: one().retry(0), {KEY, "durable_job_key"}),
@@ -86,8 +86,7 @@ def explained(verb):
     return found
 
 
-@pytest.mark.parametrize("name", VERBS)
-def test_each_statement_uses_its_index(name, monkeypatch):
+def plans_of(name, monkeypatch):
     monkeypatch.setattr(publisher, "send", list)
     tasks.noop.enqueue_many([[number] for number in range(200)])
     Job.objects.filter(pk__in=Job.objects.values("pk")[:100]).cancel()
@@ -95,15 +94,39 @@ def test_each_statement_uses_its_index(name, monkeypatch):
         cursor.execute("ANALYZE durable_jobs_job")
         cursor.execute("SET enable_seqscan = off")
     try:
-        verb, indexes = VERBS[name]
-        plans = explained(verb)
+        return explained(VERBS[name][0])
     finally:
         with connection.cursor() as cursor:
             cursor.execute("SET enable_seqscan = on")
-    scanned = {n.get("Relation Name") for n in plans if n["Node Type"] == "Seq Scan"}
-    assert "durable_jobs_job" not in scanned
-    assert {n["Index Name"] for n in plans if "durable" in n.get("Index Name", "")} <= indexes
+
+
+def scans_of(plans):
+    """Return index and condition of each look into the table; none of each reads it whole."""
+    of_table = [n for n in plans if n.get("Relation Name") == "durable_jobs_job"]
+    looks = [n for n in plans if "durable_job" in n.get("Index Name", "")]
+    whole = [n for n in of_table if n["Node Type"] == "Seq Scan"]
+    return {(n.get("Index Name"), "Index Cond" in n) for n in [*whole, *looks]}
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_each_statement_uses_its_index(name, monkeypatch):
+    plans = plans_of(name, monkeypatch)
     assert plans
+    allowed = {(index, True) for index in (*VERBS[name][1], KEY)}
+    found = scans_of(plans)
+    assert found <= allowed
+    assert WORKER not in VERBS[name][1] or (WORKER, True) in found
+
+
+@pytest.mark.parametrize("name", ["lose", "release_boot", "fire"])
+def test_a_statement_without_its_index_is_noticed(name, monkeypatch):
+    (index,) = {WORKER, DUE} & VERBS[name][1]
+    with transaction.atomic():
+        with connection.cursor() as cursor:
+            cursor.execute(f"DROP INDEX {index}")
+        found = scans_of(plans_of(name, monkeypatch))
+        transaction.set_rollback(True)
+    assert not found <= {(index, True), (KEY, True)}
 
 
 def test_every_statement_is_one_of_a_verb_that_was_looked_at(monkeypatch):

@@ -106,7 +106,7 @@ UPDATE durable_jobs_job SET state = 'scheduled', due_at = {_in("%(delay)s")},
        attempts = attempts - 1, error = COALESCE(%(error)s, error)"""
 RELEASE = f"{_RELEASE} WHERE {_MINE} RETURNING {HINT}"
 RELEASE_BOOT = f"""{_RELEASE}
- WHERE worker LIKE %(worker)s AND state = 'running' RETURNING {HINT}"""
+ WHERE worker LIKE %(worker)s ESCAPE '\\' AND state = 'running' RETURNING {HINT}"""
 
 _SPENT = "state = 'running' AND max_attempts < 32767 AND attempts >= max_attempts"
 _DEAD = f"{_SPENT} AND NOT dirty"

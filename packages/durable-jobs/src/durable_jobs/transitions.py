@@ -15,6 +15,7 @@ of a run carries the token of its claim, and changes nothing once somebody else 
 makes a job ready sends its wake-up hint, after the commit.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
@@ -197,7 +198,9 @@ def lose(child: str, error: str) -> list[Hint]:
 
 def release_boot() -> list[Hint]:
     """Hand back what the children of this start of a worker hold; return the hints."""
-    return _moved("RELEASE_BOOT", worker=f"{attempt.boot()}/%", delay=0, error=None)
+    # A `_` of a host's name is itself: as a wildcard it would cut the index short.
+    boot = re.sub(r"([\\%_])", r"\\\1", attempt.boot())
+    return _moved("RELEASE_BOOT", worker=f"{boot}/%", delay=0, error=None)
 
 
 # ---- The loop's
