@@ -22,7 +22,10 @@ TICK = 5
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(name, marks=pytest.mark.deploy) for name in ("systemd", "compose")],
+    params=[
+        pytest.param("systemd", marks=[pytest.mark.deploy, pytest.mark.systemd]),
+        pytest.param("compose", marks=pytest.mark.deploy),
+    ],
 )
 def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What came of some deploys; `units` with systemd only."""

@@ -20,6 +20,13 @@ from celery import current_app
 from django.db import connection, transaction
 
 from durable_jobs.publisher import publisher
+from tests.history.plugin import (  # noqa: F401 - pytest finds them here
+    _recorder,
+    history,
+    pytest_sessionfinish,
+    pytest_terminal_summary,
+    pytest_testnodedown,
+)
 from tests.tasks import CREATE_TABLE, TABLE
 
 # Short enough for tests, in the proportions of the defaults.

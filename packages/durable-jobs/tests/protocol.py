@@ -28,6 +28,7 @@ from durable_jobs.reconcile import fire_timers
 from durable_jobs.slices import claim
 from tests import tasks
 from tests.conftest import effects
+from tests.history import recorder
 
 State = Job.State
 MAX_ATTEMPTS = 2
@@ -161,6 +162,8 @@ class Protocol(RuleBasedStateMachine):
             runs = claim(self.task, jobs[first : first + count], queue="default", **how)
         for run in runs:
             assert how.get("alone") or not before[run.id].attempts, "it drags others down"
+        for run in runs:
+            recorder.note("+", run, self.task.name)
         self.held[name] += runs
         self.stale += runs
 
@@ -207,17 +210,17 @@ class Protocol(RuleBasedStateMachine):
 
     @rule(name=worker)
     def crash(self, name):
-        self.held[name] = []
+        self.dies(name)
 
     @rule(name=worker)
     def lose_a_child_and_notice(self, name):
-        self.held[name] = []
+        self.dies(name)
         with acting("main"):
             transitions.lose(f"host/boot{name}/1", "lost")
 
     @rule(name=worker)
     def stop_cold(self, name):
-        self.held[name] = []
+        self.dies(name)
         with acting("main"), patch.object(attempt, "boot", lambda: f"host/boot{name}"):
             transitions.release_boot()
 
@@ -226,6 +229,7 @@ class Protocol(RuleBasedStateMachine):
     def write_late(self, index, how):
         """A run that crashed, was fenced off or has ended long ago writes (once more)."""
         run = self.stale[-1 - index % len(self.stale)]
+        recorder.note("-", run, self.task.name)
         with self.fenced(run), acting("zombie"):
             if how == "succeed":
                 self.effect(run)
@@ -380,9 +384,16 @@ class Protocol(RuleBasedStateMachine):
             if row is None or (row.state, row.token) != (State.RUNNING, run.token):
                 assert after.get(run.id) == row, "a write under a stale token"
 
+    def dies(self, name):
+        for run in self.held[name]:
+            recorder.note(recorder.KILLED, run, self.task.name)
+        self.held[name] = []
+
     def take(self, name, *, all_of_them=False):
         runs = self.held[name] if all_of_them else self.held[name][:1]
         self.held[name] = self.held[name][len(runs) :]
+        for run in runs:
+            recorder.note("-", run, self.task.name)
         return list(runs)
 
     def effect(self, run):

@@ -183,6 +183,7 @@ def test_a_broker_without_memory_gets_the_hints_once_it_has_some(own_broker, job
     full.close()
 
 
+@pytest.mark.unsound
 def test_the_loop_heals_states_while_the_broker_is_down(own_broker, jobs_db, start_loop):
     own_broker.send(9)
     wait_until(lambda: not own_broker.running)

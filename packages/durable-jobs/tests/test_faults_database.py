@@ -129,6 +129,7 @@ def waiting_for_locks():
         return cursor.fetchone()[0]
 
 
+@pytest.mark.unsound
 def test_a_failover_that_forgot_a_claim_runs_the_job_twice_for_one_effect(crew):
     (worker,) = crew(all=EVERYTHING)
     job = tasks.write_atomic.delay("x", seconds=3)

@@ -4,6 +4,7 @@ PROTOCOL_EXAMPLES=5000 looks longer. A failure prints its steps, and `@reproduce
 """
 
 import os
+from contextlib import suppress
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -55,6 +56,27 @@ MUTANTS = {
     "handing back is an attempt": ("RELEASE", "attempts = attempts - 1", "attempts = attempts + 1"),
     "a stop takes others' jobs": ("RELEASE_BOOT", "state LIKE 'running%%'", "state <> 'x'"),
 }  # fmt: skip
+
+# The model or the table's own constraint stops these before a wrong row is committed, or what is
+# wrong stands in no row: who waited, what the arguments were, that nothing happened.
+UNSEEN = {
+    "a run ends a job that was cancelled",
+    "a run fails a job that has ended",
+    "the loop waits for a lock",
+    "a run that lost its job fails it",
+    "a run that lost its job hands it back",
+    "a run that lost its job renews it",
+    "a claim takes what runs",
+    "a claim leaves the mark of a call",
+    "a claim waits for a lock",
+    "an end forgets a call made meanwhile",
+    "a failure forgets a call made meanwhile",
+    "a failure keeps the timer of a dead job",
+    "a call does not mark a running job",
+    "a call while it waits keeps old arguments",
+    "a call keeps an older one's end",
+    "the loop rescues nobody",
+}
 
 # What a search by chance comes to late: the same machine, in this order.
 CALL, TAKE, AGAIN, LATER = ("enqueue", "a", True, 0, None), ("deliver", 0, 0), (
@@ -112,8 +134,9 @@ def test_no_order_of_events_loses_a_job_or_takes_effect_twice():
 
 
 @pytest.mark.faults
+@pytest.mark.unsound
 @pytest.mark.parametrize("mutant", MUTANTS)
-def test_a_mutant_of_the_protocol_is_found(mutant, monkeypatch):
+def test_a_mutant_of_the_protocol_is_found(mutant, monkeypatch, history):
     name, text, instead = MUTANTS[mutant]
     statement = getattr(postgresql, name)
     assert text in statement
@@ -121,4 +144,10 @@ def test_a_mutant_of_the_protocol_is_found(mutant, monkeypatch):
     bounded = settings(COMMON, max_examples=1000, phases=[Phase.generate])
     with pytest.raises(Exception) as found:  # noqa: PT011 - an invariant, or the database's own
         search(bounded)
-    print(mutant, "->", repr(found.value)[:200], found.traceback[-1])
+    for story in STORIES:  # the model stops at the first fault, and a history goes on
+        with suppress(Exception):
+            tell(story)
+    checks = {fault.check for fault in history()}
+    told = ", ".join(sorted(checks)) or "nothing in a history"
+    print(f"{mutant}: {told}; model: {str(found.value)[:80]!r}")
+    assert checks or mutant in UNSEEN

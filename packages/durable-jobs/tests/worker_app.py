@@ -60,3 +60,4 @@ if seconds := os.environ.get("TEST_VISIBILITY_TIMEOUT"):
         "visibility_timeout": float(seconds),
         "unacked_restore_interval": 1,
     }
+import tests.history.bodies  # noqa: E402, F401 - its receiver watches the bodies of this worker
