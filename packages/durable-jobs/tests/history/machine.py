@@ -1,4 +1,4 @@
-"""The state machine of a job, drawn once: docs, checker and model read it here."""
+"""The state machine of a job in data, as the checker reads it."""
 
 from dataclasses import dataclass
 

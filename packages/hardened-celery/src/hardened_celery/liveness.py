@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from types import CodeType
+from types import CodeType, FrameType
 from typing import Any
 
 from celery import Celery, beat, bootsteps, signals
@@ -124,8 +124,9 @@ def watch(path: str, alive: Callable[[], bool]) -> None:
 def _touch(path: Path, alive: Callable[[], bool]) -> None:
     pause = threading.Event()
     while True:
-        if alive():
-            with suppress(OSError):  # a full disk for a minute must not end the watch
+        # Neither a full disk nor a stack that changes while it is looked at may end the watch.
+        with suppress(Exception):
+            if alive():
                 path.touch()
         pause.wait(SECONDS)
 
@@ -133,7 +134,7 @@ def _touch(path: Path, alive: Callable[[], bool]) -> None:
 def may_stay(thread: int) -> bool:
     """Tell whether a thread waits for the broker, or is in a function that may take long."""
     frame = sys._current_frames().get(thread)
-    while frame:
+    while isinstance(frame, FrameType):  # under load one may have ended meanwhile
         package = str(frame.f_globals.get("__name__")).partition(".")[0]
         if frame.f_code in MAY_STAY or package in BROKER_CLIENTS:
             return True

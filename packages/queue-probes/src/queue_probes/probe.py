@@ -38,6 +38,7 @@ class ProbeTask(celery.Task):
     """Beat's call of the task only shows that its scheduler turns; the thread below sends."""
 
     abstract = True
+    durable = False  # on purpose: a probe is a message, and says so to the check of durable_jobs
 
     def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
         if not args and not kwargs:
