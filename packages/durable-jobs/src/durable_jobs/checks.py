@@ -156,7 +156,7 @@ def check_tasks(app: Celery) -> Iterator[Message]:
         meant = getattr(base, "durable", None) is False
         if issubclass(app.Task, JobTask) and base and name not in wrong and not meant:
             text = f"The task {name} is plain Celery, because its base {base.__qualname__} is."
-            hint = f"class {base.__name__}(JobTask) makes it durable; durable = False in it says no."
+            hint = f"class {base.__name__}(JobTask) makes it durable; durable = False leaves it."
             yield warning("W007", text, hint)
     if own and not wrong and len(plain) == len(own) and not issubclass(app.Task, JobTask):
         yield warning("W005", "No task is durable.", MAKE_DURABLE)
