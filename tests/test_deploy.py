@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import subprocess
 import urllib.request
 from contextlib import suppress
 from pathlib import Path
@@ -116,7 +117,14 @@ def test_scripts_start_the_engine_of_the_folder_or_the_one_that_is_pinned(
     for name in ("deploy", "rollback", "manage"):
         said = run_command(str(project / "deploy" / name), "--help", cwd=tmp_path)
         assert f"usage: rollout {name} " in said
+    (tmp_path / "argparse.py").write_text("raise SystemExit('imported from the current folder')")
+    assert "usage: rollout" in run_command(str(project / "deploy/deploy"), "--help", cwd=tmp_path)
     shutil.rmtree(project / "packages/celery-rollout")
+    nothing = {"PATH": "/usr/bin:/bin"}
+    command = [project / "deploy/deploy", "status"]
+    done = subprocess.run(command, env=nothing, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert re.fullmatch(r"rollout is not installed: install celery-rollout .*\n", done.stderr)
     pinned = project / ".venv/bin/rollout"
     pinned.parent.mkdir(parents=True)
     pinned.write_text('#!/bin/sh\necho "$ROLLOUT_PROJECT" pinned "$@"\n')
