@@ -288,9 +288,10 @@ def test_the_name_of_units_is_that_of_the_project_unless_it_is_told(tmp_path: Pa
 
 
 def test_a_dry_run_leaves_what_is_half_way_and_starts_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     platform = Platform(tmp_path / "app", "one", "two")
+    monkeypatch.setattr(Platform, "provide", lambda *_: pytest.fail("it starts servers"))
     platform.begin("rollback to", "one")
     assert commands.deploy(platform, parse(["deploy", "--to", "two", "--dry-run"])) == 0
     assert "would migrate, and replace two" in capsys.readouterr().out

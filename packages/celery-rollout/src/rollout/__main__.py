@@ -55,7 +55,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add = change.add_argument
     patience = "to wait for a sign of life; 60"
     add("--patience", type=seconds, default=60.0, metavar="SECONDS", help=patience)
-    add("--dry-run", action="store_true", help="say what would be done")
+    add("--dry-run", action="store_true", help="build and check, start nothing")
     add("--to", metavar="RELEASE", help="one that is there; of `rollback` else the one before")
     how = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="rollout", description=__doc__, formatter_class=how)

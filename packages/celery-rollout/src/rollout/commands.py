@@ -26,7 +26,8 @@ def deploy(platform: Platform, options: argparse.Namespace) -> int:
         if release not in platform.built():
             platform.build(source, release, commit)
             say(f"built release {release}")
-        platform.provide(release)
+        if not options.dry_run:
+            platform.provide(release)
         to_it.check(running, options.gone)
         if options.dry_run:
             platform.begin(*before)
