@@ -159,6 +159,7 @@ def test_lint_says_what_to_write_in_a_migration_once_it_is_on_main(bake: Bake) -
     run("make", "migrations", cwd=project)
     commit(project, "new-field")
     run("make", "lint", cwd=project)
+    assert "shop 0002_item_color: " in refused(project, "make", "lint", CI="true")
     run("git", "checkout", "--quiet", "main", cwd=project)
     run("git", "merge", "--quiet", "new-field", cwd=project)
     said = refused(project, "make", "lint")

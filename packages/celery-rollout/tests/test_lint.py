@@ -49,6 +49,18 @@ def git(project: Path, *arguments: str) -> None:
     subprocess.run(["git", *who, *arguments], cwd=project, check=True, capture_output=True)
 
 
+def judge(project: Path, ci: str = "") -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "rollout.lint"],
+        cwd=project,
+        env=os.environ | {"DJANGO_SETTINGS_MODULE": "settings", "CI": ci},
+        capture_output=True,
+        text=True,
+    )
+    assert "Traceback" not in done.stderr
+    return done
+
+
 def lint(project: Path, operations: str, branch: str = "main") -> tuple[int, list[str]]:
     """Commit a second migration to a branch; return the exit code, and what is said."""
     second = MIGRATION.format(
@@ -61,14 +73,7 @@ def lint(project: Path, operations: str, branch: str = "main") -> tuple[int, lis
     (project / "shop/migrations/0002_second.py").write_text(second)
     git(project, "add", "--all")
     git(project, "commit", "--quiet", "--message=second")
-    done = subprocess.run(
-        [sys.executable, "-m", "rollout.lint"],
-        cwd=project,
-        env=os.environ | {"DJANGO_SETTINGS_MODULE": "settings"},
-        capture_output=True,
-        text=True,
-    )
-    assert "Traceback" not in done.stderr
+    done = judge(project)
     return done.returncode, done.stdout.splitlines()
 
 
@@ -113,3 +118,19 @@ def test_a_migration_that_is_not_on_main_yet_may_change_at_will(project: Path) -
     git(project, "merge", "--quiet", "work")
     code, _ = lint(project, 'do.RemoveField("item", "name")')
     assert code == 1
+
+
+def test_ci_judges_what_a_pull_request_adds_in_a_shallow_checkout_without_main(
+    project: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    assert lint(project, ADDED.format('default=""'), branch="work") == (0, [])
+    checkout = tmp_path_factory.mktemp("checkout")
+    git(checkout, "init", "--quiet", "--initial-branch=none")
+    git(checkout, "fetch", "--quiet", "--depth=1", project.as_uri(), "work")
+    git(checkout, "checkout", "--quiet", "--detach", "FETCH_HEAD")
+    done = judge(checkout, ci="true")
+    assert done.returncode == 1
+    assert done.stdout.startswith("shop 0002_second: ")
+    unknown = judge(checkout)
+    assert (unknown.returncode, unknown.stdout) == (0, "")
+    assert unknown.stderr == "no migration was looked at: git knows no main branch here\n"
