@@ -41,6 +41,10 @@ def test_a_worker_of_any_project_is_found_by_check_and_stops(
     with start(tmp_path / "log", command, environment, cwd=elsewhere) as worker:
         worker.wait_ready()
         wait_until(lambda: launcher(*check, cwd=tmp_path, **environment)[0] == 0)
+        # another project with this Python has a file of its own
+        assert launcher(*check, cwd=elsewhere, **environment)[0] == 1
+        there = "--workdir", ".."
+        assert launcher(*check, *there, cwd=elsewhere, **environment)[0] == 0
         worker.send(signal.SIGTERM)
         assert worker.wait() == 0
     assert ("[config]" in worker.text()) is banner

@@ -1,7 +1,8 @@
 """Run a Celery worker, and stop it without losing work.
 
   hardened-celery worker -A APP [options below] [options of `celery worker`]
-  hardened-celery check [-A APP] [-n NODE] [--heartbeat FILE] [--max-age SECONDS]
+  hardened-celery check [-A APP] [-n NODE] [--workdir FOLDER] [--max-age SECONDS]
+  hardened-celery check --heartbeat FILE [--max-age SECONDS]
 
 `worker` runs `celery -A APP worker` with all other options, and stops it in three steps:
 
@@ -49,8 +50,9 @@ class Parser(argparse.ArgumentParser):
         add("-A", "--app", default=environment("CELERY_APP"), metavar="APP", help=text)
         add("-n", "--hostname", dest="node", metavar="NODE", help="name of the worker, for Celery")
         text = "file that is touched while the worker is alive; WORKER_HEARTBEAT_FILE, or a file in"
-        text += " memory that `check` finds when it is given the same -A and -n"
+        text += " memory that `check` finds when it is given the same -A, -n and folder"
         given = environment("WORKER_HEARTBEAT_FILE") or None
+        add("--workdir", metavar="FOLDER", help="where the application is; here")
         add("--heartbeat", type=Path, metavar="FILE", default=given, help=text)
 
     def add_seconds(self, name: str, default: str, text: str, variable: str = "") -> None:
@@ -63,7 +65,8 @@ class Parser(argparse.ArgumentParser):
 
     def heartbeat(self, options: argparse.Namespace) -> Path:
         """Return the file that was given, or the usual one of this worker."""
-        return options.heartbeat or heartbeat_file.usual_place(options.app, options.node)
+        usual = heartbeat_file.usual_place
+        return options.heartbeat or usual(options.app, options.node, options.workdir)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\n")
@@ -84,7 +87,6 @@ def run_worker(arguments: list[str]) -> int:
     text = "after which one that hangs ends; WORKER_HANG_SECONDS or 120"
     parser.add_seconds("hang", "120", text, "WORKER_HANG_SECONDS")
     parser.add_argument("-q", "--quiet", action="store_true", help="no banner at the start")
-    parser.add_argument("--workdir", metavar="FOLDER", help="where the application is; here")
     parser.add_argument("-D", "--detach", action="store_true", help=argparse.SUPPRESS)
     options, rest = parser.parse_known_args(arguments)
     if not options.app:

@@ -19,12 +19,12 @@ def say(line: str) -> None:
         os.write(2, f"worker: {line}\n".encode())
 
 
-def usual_place(app: str, node: str | None) -> Path:
-    """Return the file of a node of this installation: private, and in memory if possible."""
+def usual_place(app: str, node: str | None, folder: str | None) -> Path:
+    """Return the file of a node of the application in a folder: private, in memory if possible."""
     memory = Path("/dev/shm")  # noqa: S108
     base = memory if os.access(memory, os.W_OK) else Path(tempfile.gettempdir())
-    # not of the folder: whoever checks may stand in another one
-    name = zlib.crc32(f"{sys.prefix} {app} {node}".encode())
+    # two projects may share a Python, and call their applications `config`
+    name = zlib.crc32(f"{sys.prefix} {Path(folder or '.').resolve()} {app} {node}".encode())
     return base / f"celery-worker-{os.getuid()}" / f"{name:08x}"
 
 
