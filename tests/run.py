@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree
@@ -123,8 +123,9 @@ def main() -> int:
         wanted = [suite for suite in wanted if not suite.long]
     started = time.monotonic()
     with ThreadPoolExecutor(LANES) as lanes:
-        for suite in [lanes.submit(suite.run, chosen.all, options) for suite in wanted]:
-            suite.result().show()
+        running = [lanes.submit(suite.run, chosen.all, options) for suite in wanted]
+        for ended in as_completed(running):
+            ended.result().show()
     names = ("passed", "failed", "skipped")
     total = {name: sum(suite.counts.get(name, 0) for suite in wanted) for name in names}
     # a pytest that broke before it counted anything
