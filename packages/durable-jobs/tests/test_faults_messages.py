@@ -106,7 +106,7 @@ def test_a_message_that_can_never_be_a_row_is_a_failed_task_to_whoever_listens(j
         trace("a\x00b")
     finally:
         task_failure.disconnect(listen)
-    assert seen == [(tasks.write.name, "9d0b5c1e-0000-4000-8000-000000000001", "DataError")]
+    assert seen == [(tasks.write.name, "9d0b5c1e-0000-4000-8000-000000000001", "ValueError")]
     assert f"of {tasks.write.name} can never be a row" in caplog.text
 
 

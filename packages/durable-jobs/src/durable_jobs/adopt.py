@@ -10,12 +10,11 @@ from celery.app.task import Context
 from celery.app.trace import TraceInfo, trace_ok_t
 from celery.exceptions import Reject
 from celery.states import FAILURE
-from kombu.utils.json import dumps
 
 from durable_jobs import transitions
 from durable_jobs.enqueue import Call, call_options
 from durable_jobs.ids import row_id
-from durable_jobs.values import checked_id
+from durable_jobs.values import checked_id, to_json
 
 logger = logging.getLogger("durable_jobs.adopt")
 # What Celery's worker puts beside the headers of a message.
@@ -54,7 +53,7 @@ def adopt(task: Any, task_id: str, args: Any, kwargs: Any, request: dict[str, An
     """Make a row of a message that has none: sent by name, or before the task became durable."""
     job = row_id(task_id)
     info = request.get("delivery_info") or {}
-    call = Call(task.name, task.max_attempts, job, dumps(args), dumps(kwargs))
+    call = Call(task.name, task.max_attempts, job, to_json(args), to_json(kwargs))
     headers = {name: value for name, value in request.items() if name not in OF_THE_WORKER}
     options = call_options({"timelimit": (), "parent_id": None, **headers}, info)
     if str(job) != task_id:

@@ -95,14 +95,15 @@ class JobBackend(BaseTaskBackend):
             options["queue"] = task.queue_name
         if task.priority:
             options["priority"] = broker_priority(task.priority)
-        name = None
+        # Before there is a row: it refuses what is no JSON.
+        checked, name = new_result(task, uuid7(), args, kwargs), None
         if current_app.conf.task_always_eager:
-            name = str(uuid7())
+            name = checked.id
             # Here a failure is a result, whatever CELERY_TASK_EAGER_PROPAGATES says.
             options["throw"] = False
         job = celery_task(task.module_path)
-        sent = job.apply_async(args, kwargs, name, **options)
-        result = new_result(task, UUID(sent.id), args, kwargs)
+        sent = job.apply_async(checked.args, checked.kwargs, name, **options)
+        result = new_result(task, UUID(sent.id), checked.args, checked.kwargs)
         task_enqueued.send(type(self), task_result=result)
         if isinstance(sent, EagerResult):
             settle(result, sent.result)
