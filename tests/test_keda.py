@@ -37,18 +37,18 @@ def test_keda_asks_for_a_metric_and_labels_that_are_printed(
     project: Path, scaled: list[Object]
 ) -> None:
     source = (engine(project, "queue_probes") / "metrics.py").read_text()
-    jobs = source.partition("def of_jobs(")[2].partition("\ndef ")[0]
-    labels = set(ast.literal_eval(re.search(r"labels = (\[.*\])", jobs)[1]))
-    models = (engine(project, "durable_jobs") / "models.py").read_text()
-    states = set(re.findall(r"[A-Z]+ = \"(\w+)\"", models))
+    names, lists = re.search(r"^(QUEUE, .*) = (.*)$", source, re.MULTILINE).groups()
+    labels = dict(zip(names.split(", "), ast.literal_eval(lists), strict=True))
+    attempt = (engine(project, "durable_jobs") / "attempt.py").read_text()
+    states = set(re.findall(r"[A-Z]+ = \"(\w+)\"", attempt))
     for found in of_kind(scaled, "ScaledObject"):
         counted = []
         for trigger in found["spec"]["triggers"]:
             query = trigger["metadata"]["query"]
             (metric,) = set(re.findall(r"\w+(?={)", query))
-            assert f'GaugeMetricFamily("{metric}"' in jobs.replace("(\n        ", "(")
+            printed = re.search(rf'"{metric}": \(Gauge, (\w+),', source)
             matchers = dict(re.findall(r'(\w+)=~?"([^"]*)"', query))
-            assert matchers.keys() <= labels
+            assert matchers.keys() <= set(labels[printed[1]])
             assert found["spec"]["scaleTargetRef"]["name"] == f"worker-{matchers['queue']}"
             counted.append(set(matchers["state"].split("|")))
             # when jobs cannot be counted the metric is missing: an error, and not zero jobs

@@ -17,7 +17,8 @@ MANAGE = "os.environ.setdefault('DJANGO_SETTINGS_MODULE', 'mysite.settings')"
 
 @pytest.fixture(autouse=True)
 def _no_settings(monkeypatch):
-    monkeypatch.delenv("DJANGO_SETTINGS_MODULE", raising=False)
+    monkeypatch.setenv("DJANGO_SETTINGS_MODULE", "")  # so that what a test sets is taken back
+    monkeypatch.delenv("DJANGO_SETTINGS_MODULE")
 
 
 def made(folder: Path, toml: str = "", manage: str = MANAGE) -> Path:
