@@ -126,10 +126,10 @@ def test_old_and_new_workers_side_by_side_lose_no_job_and_use_up_no_attempt(crew
 
 def test_a_stopped_worker_finishes_what_is_short_and_hands_back_what_is_long(crew):
     (worker,) = crew(work=WORK)
-    short = tasks.write.delay("short", seconds=1)
+    short = tasks.write.delay("short", seconds=3)
     long = tasks.write.delay("long", seconds=60)
-    waiting = tasks.write.delay("waiting")
-    wait_until(lambda: len(effects("start")) == 2)
+    wait_until(lambda: set(effects("start")) == {"start short", "start long"})
+    waiting = tasks.write.delay("waiting")  # not before both children work
     worker.process.send_signal(signal.SIGTERM)
     wait_until(lambda: row(short).state == State.SUCCEEDED)
     worker.process.send_signal(signal.SIGQUIT)  # the supervisor's patience is over
